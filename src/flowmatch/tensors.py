@@ -1,0 +1,68 @@
+"""The helpers that every room shares: shapes, times, keyed randomness, uint8."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def expand_like(t: Tensor, x: Tensor) -> Tensor:
+    """View per-sample numbers `t` [B] as [B, 1, ...], so that they broadcast against `x` [B, *D]."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def sum_flat(x: Tensor) -> Tensor:
+    """Sum over all dimensions but the first: [B, *D] -> [B]."""
+    return x.flatten(1).sum(1)
+
+
+def mean_flat(x: Tensor) -> Tensor:
+    """Mean over all dimensions but the first: [B, *D] -> [B]."""
+    return x.flatten(1).mean(1)
+
+
+def batch_time(t: float | Tensor, x: Tensor) -> Tensor:
+    """Time as a field takes it: a [B] tensor on the device of `x` [B, *D], float32 or wider.
+
+    Args:
+        t: a number, a 0-d tensor or a [B] tensor.
+        x: the batch that the time belongs to. A float64 `x` makes the time float64; a half-precision
+            `x` leaves it float32, since bf16 cannot tell 0.998 from 1.
+    Raises:
+        ValueError: `t` has another length than the batch.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if not isinstance(t, Tensor):
+        return torch.full((len(x),), t, dtype=dtype, device=x.device)
+    t = t.to(device=x.device, dtype=torch.promote_types(t.dtype, torch.float32))
+    if t.ndim == 0:
+        return t.expand(len(x))
+    if t.shape != (len(x),):
+        raise ValueError(
+            f"time has shape {tuple(t.shape)} for a batch of {len(x)}; pass a number or a"
+            f" [{len(x)}] tensor"
+        )
+    return t
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to uint8 in [0, 255]: clamp, then round to nearest (never truncate)."""
+    return images.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """Images in uint8 [0, 255] to float32 in [-1, 1]; `to_uint8` is its exact inverse."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on its key alone, e.g. `("noise", seed, step, block)`.
+
+    All randomness of training and sampling comes from such generators. So nothing has to be saved
+    to resume exactly, and neither batch size nor the number of processes changes a draw.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, "little") >> 1  # 63 bits: manual_seed takes a signed integer
+    return torch.Generator(device).manual_seed(seed)
