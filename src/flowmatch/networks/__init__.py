@@ -1,0 +1,18 @@
+"""Networks: raw modules `(x [B, *D], t [B], cond=None) -> [B, *D]` that know nothing of flows.
+
+A network has `num_classes`, None if it is unconditional. To add one, write its config and module in
+a file of its own and name the config in `NetworkConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from flowmatch.networks.mlp import MLP, MLPConfig
+from flowmatch.networks.unet import UNet, UNetConfig
+
+NetworkConfig = Annotated[MLPConfig | UNetConfig, Field(discriminator="kind")]
+
+__all__ = ["MLP", "MLPConfig", "NetworkConfig", "UNet", "UNetConfig"]
