@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def expand_like(t: Tensor, x: Tensor) -> Tensor:
-    """View per-sample numbers `t` [B] as [B, 1, ...], so that they broadcast against `x` [B, *D]."""
+    """View per-sample numbers `t` [B] as [B, 1, ...], to broadcast against `x` [B, *D]."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
@@ -28,8 +28,8 @@ def batch_time(t: float | Tensor, x: Tensor) -> Tensor:
 
     Args:
         t: a number, a 0-d tensor or a [B] tensor.
-        x: the batch that the time belongs to. A float64 `x` makes the time float64; a half-precision
-            `x` leaves it float32, since bf16 cannot tell 0.998 from 1.
+        x: the batch that the time belongs to. A float64 `x` makes the time float64; a bf16 `x`
+            leaves it float32, since bf16 cannot tell 0.998 from 1.
     Raises:
         ValueError: `t` has another length than the batch.
     """

@@ -1,0 +1,68 @@
+"""flowmatch: train, sample, evaluate and distil flow-matching models in PyTorch.
+
+Names are imported when they are first used, so that the command answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flowmatch import couplings as couplings
+    from flowmatch import data as data
+    from flowmatch import guidance as guidance
+    from flowmatch import interop as interop
+    from flowmatch import losses as losses
+    from flowmatch import networks as networks
+    from flowmatch import paths as paths
+    from flowmatch import solvers as solvers
+    from flowmatch import times as times
+    from flowmatch.config import load_config as load_config
+    from flowmatch.flow import Flow as Flow
+    from flowmatch.guidance import CountNFE as CountNFE
+    from flowmatch.guidance import Guided as Guided
+    from flowmatch.runs import build_trainer as build_trainer
+    from flowmatch.runs import load as load
+    from flowmatch.sampling import noise as noise
+    from flowmatch.sampling import sample as sample
+    from flowmatch.tensors import to_uint8 as to_uint8
+
+_ROOMS = (
+    "couplings",
+    "data",
+    "guidance",
+    "interop",
+    "losses",
+    "networks",
+    "paths",
+    "solvers",
+    "times",
+)
+_HOMES = {
+    "CountNFE": "guidance",
+    "Flow": "flow",
+    "Guided": "guidance",
+    "build_trainer": "runs",
+    "load": "runs",
+    "load_config": "config",
+    "noise": "sampling",
+    "sample": "sampling",
+    "to_uint8": "tensors",
+}
+
+__all__ = ["__version__", *_ROOMS, *_HOMES]  # pyright: ignore
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"flowmatch.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"flowmatch.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'flowmatch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m flowmatch` is `flowmatch`."""
+
+from flowmatch.cli import main
+
+main()

@@ -1,0 +1,177 @@
+"""Configs: one YAML file says everything about a run, and every mistake in it is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, TypeAdapter, ValidationError
+
+from flowmatch.component import Component
+from flowmatch.data import DataConfig
+from flowmatch.interop import NoiseAtOneConfig
+from flowmatch.interop.seed import is_seed_config
+from flowmatch.losses import FlowMatching, LossConfig
+from flowmatch.networks import MLPConfig, UNetConfig
+from flowmatch.paths import Linear, PathConfig, Prediction
+from flowmatch.solvers import Heun, SolverConfig
+from flowmatch.training.settings import TrainConfig
+
+AnyNetworkConfig = Annotated[MLPConfig | UNetConfig | NoiseAtOneConfig, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Component):
+    """How samples are drawn when nothing else is said."""
+
+    solver: SolverConfig = Heun(steps=50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Component):
+    """A whole run: data, network, path, what the network predicts, loss, training, sampling."""
+
+    data: DataConfig
+    network: AnyNetworkConfig
+    train: TrainConfig
+    path: PathConfig = Linear()
+    predict: Prediction = "velocity"
+    loss: LossConfig = FlowMatching()
+    sample: SampleConfig = SampleConfig()
+
+
+_CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key.path=value` overrides, and check everything.
+
+    Raises:
+        ValueError: lists every mistake with its key, what came, and what is known there.
+    """
+    return parse_config(read_yaml(path), overrides, where=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file as a plain mapping.
+
+    Raises:
+        ValueError: no such file (names the nearest), or no YAML mapping.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise ValueError(f"there is no config file {path}{_nearest(path.name, near)}")
+    try:
+        node = OmegaConf.load(path)
+        content = OmegaConf.to_container(node, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping with data, network and train; it does not")
+    return typing.cast(dict[str, Any], content)
+
+
+def parse_config(
+    content: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config"
+) -> Config:
+    """Check a plain mapping, with overrides applied, and build the config's dataclasses."""
+    if is_seed_config(content):
+        raise ValueError(
+            f"{where} is a config of flow-matching-pytorch; bring its checkpoint over with"
+            f" `flowmatch import model_ema.pt --config {where} -o RUN_DIR`"
+        )
+    for override in overrides:
+        key, sign, _ = override.partition("=")
+        if not sign or not key:
+            raise ValueError(f"cannot read {override!r}; an override is key.path=value")
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.create(dict(content)), OmegaConf.from_dotlist([*overrides])
+        )
+        return _CONFIG.validate_python(OmegaConf.to_container(merged, resolve=True))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        mistakes = [_explain(e) for e in error.errors(include_url=False)]
+        lines = mistakes if len(mistakes) == 1 else ["", *(f"  {m}" for m in mistakes)]
+        raise ValueError(f"{where}: {chr(10).join(lines)}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML; `load_config` reads it back to an equal one."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The resolved config as nested mappings, lists and plain values."""
+    plain: dict[str, Any] = _CONFIG.dump_python(config, mode="json")
+    return plain
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One mistake in one sentence: the key, what came, what is known."""
+    loc, kind, context = list(error["loc"]), error["type"], error.get("ctx", {})
+    keys, owner = _walk(loc)
+    came = error.get("input")
+    if kind == "unexpected_keyword_argument":
+        known = [f.name for f in dataclasses.fields(owner)] if owner is not None else []
+        name = ".".join(keys)
+        return f"{name}: unknown key{_nearest(keys[-1], known)}; known here: {', '.join(known)}"
+    name = ".".join(keys) or "config"
+    if kind == "union_tag_invalid":
+        known = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
+        tag = context["tag"]
+        return f"{name}.kind: unknown kind {tag!r}{_nearest(tag, known)}; known: {', '.join(known)}"
+    if kind == "union_tag_not_found":
+        return f"{name}: has no kind; say which one with {name}.kind=..."
+    if kind == "missing":
+        return f"{name}: is missing"
+    if kind == "value_error":
+        return f"{name}: {context['error']}"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{name}: {message}, got {came!r}"
+
+
+def _walk(loc: Sequence[str | int]) -> tuple[list[str], type | None]:
+    """The keys of an error's location without pydantic's union tags, and the last dataclass."""
+    kind: Any = Config
+    owner: type | None = None
+    keys: list[str] = []
+    for part in loc:
+        members = _members(kind)
+        tagged = [m for m in members if _tag(m) == part]
+        if len(members) > 1 and tagged:  # pydantic names the chosen union member in between
+            kind = tagged[0]
+            continue
+        keys.append(str(part))
+        owner = next((m for m in members if dataclasses.is_dataclass(m)), None)
+        hints = typing.get_type_hints(owner, include_extras=True) if owner else {}
+        kind = hints.get(str(part))
+    return keys, owner
+
+
+def _members(kind: Any) -> list[Any]:
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) in (Union, types.UnionType):
+        return [m for m in get_args(kind) if m is not type(None)]
+    return [kind]
+
+
+def _tag(member: Any) -> Any:
+    return getattr(member, "kind", None) if dataclasses.is_dataclass(member) else None
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,133 @@
+"""Pictures of a trained run: samples by class, their nearest training images, a GIF, the loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowmatch.config import Config
+from flowmatch.data import Dataset
+from flowmatch.flow import Flow
+from flowmatch.pictures import figure_image, image_grid
+from flowmatch.runs import load, open_run
+from flowmatch.sampling import bind, noise, sample
+from flowmatch.tensors import sum_flat, to_uint8
+from flowmatch.training.tracking import read_metrics
+
+_MOST_NEIGHBOURS = 60_000
+"""Training images compared with; of a larger set, the first so many."""
+
+
+def look(run_dir: Path, out_dir: Path, *, seed: int = 0, rows: int = 8) -> list[Path]:
+    """Draw the pictures of a run of images; the paths written.
+
+    Args:
+        run_dir: a run directory with a checkpoint.
+        out_dir: where `samples.png`, `nearest.png`, `trajectory.gif` and `loss.png` go.
+        seed: of the samples.
+        rows: images of each class (or rows of ten, for an unconditional model).
+    Raises:
+        ValueError: no run, no checkpoint, or no images.
+    """
+    config, _ = open_run(run_dir)
+    flow = load(run_dir)
+    if flow.shape is None or len(flow.shape) != 3:
+        raise ValueError(f"{run_dir} makes no images; draw its samples with --format npz")
+    columns = flow.num_classes or 10
+    labels = torch.arange(rows * columns) % columns if flow.num_classes else None
+    x0 = noise(range(rows * columns), flow.shape, stream=seed)
+    x1 = sample(flow, x0, config.sample.solver, labels)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        "samples.png": image_grid(to_uint8(x1), columns=columns),
+        "nearest.png": _nearest(x1[:columns], config),
+        "loss.png": _loss_curve(run_dir),
+    }
+    paths = []
+    for name, picture in pictures.items():
+        if picture is not None:
+            picture.save(out_dir / name)
+            paths.append(out_dir / name)
+    _gif(flow, config, x0, labels, columns, out_dir / "trajectory.gif")
+    return [*paths, out_dir / "trajectory.gif"]
+
+
+def _nearest(samples: Tensor, config: Config) -> Image.Image:
+    """Samples above the training images nearest to them in pixels.
+
+    A memorising model shows twins. The title compares with unseen images: samples that lie much
+    nearer to the training set than held-out images do are copies.
+    """
+    train = _all_images(config.data.build("train"))
+    distance, index = _distances(samples, train)
+    title = f"RMS pixel distance to the nearest training image: samples {distance.median():.3f}"
+    try:
+        held_out = _all_images(config.data.build("test"))[:200]
+    except ValueError:  # no held-out part: the pictures alone must do
+        pass
+    else:
+        title += f", held-out images {_distances(held_out, train)[0].median():.3f} (medians)"
+    pairs = image_grid(to_uint8(torch.cat([samples, train[index]])), columns=len(samples))
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(10, 10 * pairs.height / pairs.width + 0.8), dpi=100)
+    axes.imshow(pairs)
+    axes.set_xticks([])
+    axes.set_yticks(
+        [pairs.height * 0.25, pairs.height * 0.75], ["samples", "nearest in\ntraining set"]
+    )
+    axes.set_title(title, fontsize=10)
+    figure.tight_layout()
+    picture = figure_image(figure)
+    plt.close(figure)
+    return picture
+
+
+def _all_images(dataset: Dataset) -> Tensor:
+    chunks = torch.arange(min(len(dataset), _MOST_NEIGHBOURS)).split(1000)
+    return torch.cat([dataset.plain(chunk).x1 for chunk in chunks])
+
+
+def _distances(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """RMS pixel distance to the nearest row of `train`, and which it is."""
+    a, b = x.flatten(1), train.flatten(1)
+    squared = sum_flat(a**2)[:, None] - 2 * a @ b.T + sum_flat(b**2)[None]
+    nearest, index = squared.clamp(min=0).min(1)
+    return (nearest / a.shape[1]).sqrt(), index
+
+
+def _gif(
+    flow: Flow, config: Config, x0: Tensor, labels: Tensor | None, columns: int, path: Path
+) -> None:
+    """Noise becoming images, about forty frames and a rest on the last."""
+    states = [x0]
+    with torch.no_grad():
+        for _, x in config.sample.solver.trajectory(bind(flow, labels), x0):
+            states.append(x)
+    pick = np.unique(np.linspace(0, len(states) - 1, 40).round().astype(int))
+    frames = [image_grid(to_uint8(states[i]), columns=columns).convert("P") for i in pick]
+    times = [60] * (len(frames) - 1) + [1500]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+
+
+def _loss_curve(run_dir: Path) -> Image.Image | None:
+    path = run_dir / "metrics.jsonl"
+    records = read_metrics(path) if path.exists() else []
+    if not records:
+        return None
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=100)
+    axes.plot([r["images"] for r in records], [r["loss"] for r in records], lw=1)
+    axes.set_xlabel("training images seen")
+    axes.set_ylabel("loss (mean since the last point)")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3, which="both")
+    figure.tight_layout()
+    picture = figure_image(figure)
+    plt.close(figure)
+    return picture

@@ -1,0 +1,60 @@
+"""Pictures to look at: grids of images, scatter plots of points."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def image_grid(
+    images: Tensor, *, columns: int | None = None, smallest: int = 32, gap: int = 2
+) -> Image.Image:
+    """Images laid out row by row on white.
+
+    Args:
+        images: uint8 [N, C, H, W], C = 1 or 3, N >= 1.
+        columns: images in a row; None makes the grid about square.
+        smallest: images below this size are enlarged by a whole factor, without smoothing.
+        gap: white pixels between images.
+    """
+    n, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    factor = max(1, math.ceil(smallest / max(height, width)))
+    pixels = images.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    pixels = pixels.expand(n, 3, *pixels.shape[2:]) if channels == 1 else pixels
+    height, width = height * factor + gap, width * factor + gap
+    sheet = torch.full((3, rows * height + gap, columns * width + gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(pixels):
+        top, left = gap + i // columns * height, gap + i % columns * width
+        sheet[:, top : top + height - gap, left : left + width - gap] = image
+    return Image.fromarray(sheet.permute(1, 2, 0).numpy())
+
+
+def scatter(points: Tensor, *, labels: Tensor | None = None, size: int = 512) -> Image.Image:
+    """Points [N, D] as a square picture of their first two coordinates."""
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(size / 100, size / 100), dpi=100)
+    axes = figure.add_axes((0.08, 0.06, 0.9, 0.92))
+    colours = None if labels is None else labels.cpu().numpy()
+    xy = points.float().cpu().numpy()
+    axes.scatter(xy[:, 0], xy[:, 1], s=2, alpha=0.5, c=colours, cmap="tab10")
+    axes.set_aspect("equal", adjustable="datalim")
+    picture = figure_image(figure)
+    plt.close(figure)
+    return picture
+
+
+def figure_image(figure: Any) -> Image.Image:
+    """A matplotlib figure as a picture, whatever the display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,0 +1,337 @@
+"""Run directories: started, resumed and opened.
+
+    runs/NAME/  config.yaml  metrics.jsonl  tensorboard/  samples/  ckpt/step0010000/...
+
+A run directory alone is enough to sample, to resume, or to go on with elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from flowmatch.config import Config, load_config, parse_config, read_yaml, to_plain, to_yaml
+from flowmatch.flow import Flow
+from flowmatch.interop import seed
+from flowmatch.training.checkpoint import (
+    Checkpoints,
+    fit_weights,
+    problems,
+    read_state,
+    read_weights,
+)
+from flowmatch.training.distributed import start_processes
+from flowmatch.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Weights = Literal["ema", "model"]
+_WEIGHT_FILES: dict[str, str] = {"ema": "model_ema.safetensors", "model": "model.safetensors"}
+
+
+def build_flow(config: Config) -> Flow:
+    """The untrained flow of a config; its weights follow from `train.seed`.
+
+    Raises:
+        ValueError: the network does not suit the data's shape.
+    """
+    shape = config.data.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = config.network.build(shape)
+    return Flow(network, path=config.path, predict=config.predict, shape=shape)
+
+
+def build_trainer(
+    config: Config,
+    run_dir: str | Path,
+    *,
+    resume: str | None = None,
+    overwrite: bool = False,
+    accelerator: Accelerator | None = None,
+) -> Trainer:
+    """A trainer over a run directory, which is made, resumed or refused.
+
+    Everything that can be wrong is found before anything is written.
+
+    Args:
+        config: the run's config.
+        run_dir: where the run lives.
+        resume: "latest" (the newest good checkpoint), "best", a checkpoint folder, or None.
+        overwrite: delete a run that is there already.
+        accelerator: processes and device; None starts them as the environment says.
+    Raises:
+        ValueError: what was asked for cannot be done; nothing was written.
+    """
+    run_dir = Path(run_dir)
+    accelerator = accelerator or start_processes(config.train.precision)
+    dataset = config.data.build("train")
+    check_labels(config, dataset.num_classes)
+    flow = build_flow(config)
+    on_main = accelerator.is_main_process
+    if resume is None:
+        _refuse_existing(run_dir, overwrite, accelerator)
+    checkpoint = find_checkpoint(run_dir, resume) if resume else None
+    trainer = Trainer(
+        flow,
+        config.loss,
+        dataset,
+        config.train,
+        run_dir=run_dir,
+        solver=config.sample.solver,
+        config_yaml=to_yaml(config),
+        accelerator=accelerator,
+    )
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    check_space(run_dir, flow, config)
+    if on_main:
+        if overwrite and resume is None and run_dir.exists():
+            shutil.rmtree(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        trainer.checkpoints.clear_unfinished()
+        write_config(run_dir, config)
+    accelerator.wait_for_everyone()
+    return trainer
+
+
+def load(
+    run_dir: str | Path,
+    *,
+    weights: Weights = "ema",
+    checkpoint: str = "latest",
+    device: torch.device | str = "cpu",
+) -> Flow:
+    """The trained flow of a run directory, ready to be sampled.
+
+    Args:
+        run_dir: a run directory, or one of its `ckpt/step...` folders.
+        weights: "ema" (the average) or "model" (the weights as trained).
+        checkpoint: "latest", "best", or the path of a checkpoint folder.
+        device: where to put it.
+    Raises:
+        ValueError: there is no run or no checkpoint there, or it does not fit.
+    """
+    config, folder = open_run(run_dir, checkpoint)
+    return load_flow(config, folder / _WEIGHT_FILES[weights], device=device)
+
+
+def open_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, Path]:
+    """The config and checkpoint folder of a run directory or of a checkpoint folder."""
+    path = Path(run_dir)
+    if (path / "model.safetensors").is_file():
+        return load_config(path / "config.yaml"), path
+    if not (path / "config.yaml").is_file():
+        raise ValueError(f"{path} is no run directory: it has no config.yaml")
+    folder = find_checkpoint(path, checkpoint)
+    if folder is None:
+        raise ValueError(f"{path} has no checkpoint yet; train it first")
+    return load_config(folder / "config.yaml"), folder
+
+
+def load_flow(config: Config, weights: Path, *, device: torch.device | str = "cpu") -> Flow:
+    """A config's flow with the weights of a file, in evaluation mode.
+
+    Raises:
+        ValueError: the file is missing, truncated, or of another network.
+    """
+    flow = build_flow(config)
+    fit_weights(flow.network, read_weights(weights), weights)
+    return flow.eval().requires_grad_(False).to(device)
+
+
+def find_checkpoint(run_dir: Path, which: str) -> Path | None:
+    """The checkpoint folder that `which` names; None if a run has written none yet.
+
+    Args:
+        run_dir: the run directory.
+        which: "latest", "best", or the path of a checkpoint folder.
+    Raises:
+        ValueError: there is no such run or checkpoint, or none can be read.
+    """
+    if which not in ("latest", "best"):
+        path = Path(which)
+        found = problems(path) if path.is_dir() else f"there is no checkpoint folder {path}"
+        if found:
+            raise ValueError(f"cannot resume: {found}")
+        return path
+    if not (run_dir / "config.yaml").is_file():
+        raise ValueError(f"there is no run to resume in {run_dir}; leave out --resume to start one")
+    if which == "best":
+        best = run_dir / "ckpt" / "best"
+        if not best.is_dir():
+            raise ValueError(
+                f"{run_dir} has no best checkpoint, only runs that evaluate while training keep"
+                " one; use --resume latest"
+            )
+        return best
+    checkpoints = Checkpoints(run_dir)
+    newest = checkpoints.newest()
+    if newest is None and checkpoints.all():
+        raise ValueError(f"no checkpoint can be read: {problems(checkpoints.all()[-1])}")
+    return newest
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key whose value in a run differs from the one asked for."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.before!r}, is {self.now!r}"
+
+
+def differences(before: Config, now: Config) -> list[Difference]:
+    """The keys in which two configs differ, dotted."""
+    a, b = _flat(to_plain(before)), _flat(to_plain(now))
+    keys = [*a, *(k for k in b if k not in a)]
+    return [Difference(k, a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)]
+
+
+def config_to_resume(
+    run_dir: Path, config_file: str | None, overrides: Sequence[str]
+) -> tuple[Config, list[Difference]]:
+    """The config to go on with, and what it changes about the run.
+
+    Without a config file it is the run's own, with the overrides applied.
+
+    Raises:
+        ValueError: there is no run, or the change is one that the weights cannot follow.
+    """
+    own = run_dir / "config.yaml"
+    if not own.is_file():
+        raise ValueError(f"there is no run to resume in {run_dir}; leave out --resume to start one")
+    before = load_config(own)
+    now = load_config(config_file or own, overrides)
+    changes = differences(before, now)
+    fatal = [c for c in changes if c.key.split(".")[0] in ("network", "path", "predict")]
+    if fatal:
+        raise ValueError(
+            f"cannot resume {run_dir} with another model: {'; '.join(map(str, fatal))};"
+            " leave out -c to use the run's own config, or start a new run"
+        )
+    return now, changes
+
+
+def import_seed(weights: Path, config_file: Path, run_dir: Path) -> Path:
+    """Turn a checkpoint of flow-matching-pytorch into a run directory; its checkpoint folder.
+
+    Both the weights and their average become the imported ones, at step 0.
+
+    Raises:
+        ValueError: the files are not of that repository, do not fit, or the directory exists.
+    """
+    foreign = read_yaml(config_file)
+    if not seed.is_seed_config(foreign):
+        raise ValueError(
+            f"{config_file} is no config of flow-matching-pytorch: it has no model.target"
+        )
+    if run_dir.exists():
+        raise ValueError(f"{run_dir} exists; choose another -o")
+    plain = {**seed.our_config(foreign), "network": _plain_network(foreign)}
+    config = parse_config(plain, where=str(config_file))
+    flow = build_flow(config)
+    fit_weights(flow.network, seed.convert_weights(read_weights(weights)), weights)
+    run_dir.mkdir(parents=True)
+    write_config(run_dir, config)
+    return Checkpoints(run_dir).save(
+        0,
+        network=flow.network,
+        network_ema=flow.network,
+        state={"step": 0, "images": 0, "optimizer": None, "scaler": None},
+        config_yaml=to_yaml(config),
+        keep_last=1,
+    )
+
+
+def check_labels(config: Config, num_classes: int | None) -> None:
+    """Refuse a class-conditional network whose classes are not the data's."""
+    wanted = config.network.num_classes
+    if wanted is not None and wanted != num_classes:
+        has = f"has {num_classes} classes" if num_classes else "has no labels"
+        fix = num_classes if num_classes else "null"
+        raise ValueError(
+            f"network.num_classes is {wanted}, but the data set {config.data.kind} {has};"
+            f" set network.num_classes={fix}"
+        )
+
+
+def check_space(run_dir: Path, flow: Flow, config: Config) -> None:
+    """Refuse to start when the disk cannot hold the run's checkpoints."""
+    parameters = sum(p.numel() for p in flow.parameters())
+    need = 16 * parameters * (config.train.keep_last + 1)  # model, EMA, two moments, in float32
+    require_space(run_dir, need, f"{config.train.keep_last + 1} checkpoints")
+
+
+def require_space(folder: Path, need: int, what: str) -> None:
+    """Refuse to start a job that the disk has no room for."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise ValueError(
+            f"no space left: {what} need about {need / 2**20:,.1f} MiB, but {there} has"
+            f" {free / 2**20:,.1f} MiB free"
+        )
+
+
+def new_run_dir() -> Path:
+    """`runs/exp-<current time>`, the same in all processes."""
+    name = [f"exp-{time.strftime('%Y-%m-%d-%H-%M-%S')}"]
+    broadcast_object_list(name)
+    return Path("runs") / name[0]
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Write the resolved config.yaml of a run, whole or not at all."""
+    partial = run_dir / ".config.yaml.partial"
+    partial.write_text(to_yaml(config))
+    os.replace(partial, run_dir / "config.yaml")
+
+
+def images_seen(checkpoint: Path) -> int:
+    """Images that the weights of a checkpoint folder were trained on."""
+    return int(read_state(checkpoint)["images"])
+
+
+def _refuse_existing(run_dir: Path, overwrite: bool, accelerator: Accelerator) -> None:
+    taken = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    if not taken:
+        return
+    if not overwrite:
+        raise ValueError(
+            f"{run_dir} exists; continue it with --resume, replace it with --overwrite, or choose"
+            " another -e"
+        )
+    if not run_dir.is_dir() or not (
+        (run_dir / "config.yaml").exists() or (run_dir / "ckpt").exists()
+    ):
+        raise ValueError(f"{run_dir} is no run directory, so --overwrite will not delete it")
+
+
+def _plain_network(foreign: dict[str, Any]) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(seed.network_config(foreign))
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        k: v
+        for name, child in node.items()
+        for k, v in _flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }
