@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tiny networks gain nothing from more, and threads that spin lose
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -42,3 +44,60 @@ def seed_checkpoints() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference checkpoints in {path}")
     return path
+
+
+TINY = """
+data: {kind: digits}
+network:
+  {kind: unet, channels: 8, multipliers: [1, 2], blocks: 1, attention_resolutions: [4], heads: 2,
+   dropout: 0.1, scale_shift: true, num_classes: 10}
+loss: {time: {kind: logit_normal}, label_dropout: 0.1, kind: flow_matching}
+train:
+  {steps: 6, batch: 16, lr: 1.0e-3, log_every_steps: 2, save_every_steps: 3, samples: 10,
+   ema: {decay: 0.9}, schedule: {kind: cosine, warmup_steps: 2}}
+sample: {solver: {kind: heun, steps: 2}}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    """A config file of a run that takes a second."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def flowmatch(capsys):
+    """The command, run in this process: arguments -> (exit code, stdout, stderr)."""
+    from accelerate.state import AcceleratorState
+
+    from flowmatch.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        capsys.readouterr()
+        try:
+            main([str(a) for a in arguments])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A run directory of the tiny config, trained to its end."""
+    from accelerate.state import AcceleratorState
+
+    from flowmatch.config import load_config
+    from flowmatch.runs import build_trainer
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(TINY)
+    build_trainer(load_config(folder / "tiny.yaml"), folder / "run").run()
+    return folder / "run"

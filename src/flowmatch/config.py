@@ -142,10 +142,10 @@ def _explain(error: Mapping[str, Any]) -> str:
     return f"{name}: {message}, got {came!r}"
 
 
-def _walk(loc: Sequence[str | int]) -> tuple[list[str], type | None]:
+def _walk(loc: Sequence[str | int]) -> tuple[list[str], Any]:
     """The keys of an error's location without pydantic's union tags, and the last dataclass."""
     kind: Any = Config
-    owner: type | None = None
+    owner: Any = None
     keys: list[str] = []
     for part in loc:
         members = _members(kind)
@@ -154,7 +154,7 @@ def _walk(loc: Sequence[str | int]) -> tuple[list[str], type | None]:
             kind = tagged[0]
             continue
         keys.append(str(part))
-        owner = next((m for m in members if dataclasses.is_dataclass(m)), None)
+        owner = next((m for m in members if _is_component(m)), None)
         hints = typing.get_type_hints(owner, include_extras=True) if owner else {}
         kind = hints.get(str(part))
     return keys, owner
@@ -168,8 +168,12 @@ def _members(kind: Any) -> list[Any]:
     return [kind]
 
 
+def _is_component(member: Any) -> bool:
+    return isinstance(member, type) and issubclass(member, Component)
+
+
 def _tag(member: Any) -> Any:
-    return getattr(member, "kind", None) if dataclasses.is_dataclass(member) else None
+    return getattr(member, "kind", None) if _is_component(member) else None
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from flowmatch.guidance import CountNFE, Guided
 from flowmatch.pictures import image_grid, scatter
 from flowmatch.runs import require_space
 from flowmatch.sampling import noise, sample
-from flowmatch.solvers import Solver
+from flowmatch.solvers import SolverConfig
 from flowmatch.tensors import to_uint8
 from flowmatch.training.tracking import Bar
 
@@ -54,7 +54,7 @@ class SampleJob:
 
     count: int
     save_dir: Path
-    solver: Solver
+    solver: SolverConfig
     batch: int = 100
     seed: int = 8888
     label: int | None = None
@@ -214,12 +214,12 @@ def _finish(flow: Flow, job: SampleJob, batches: list[range], record: dict[str, 
     shown = range(min(job.count, 100))
     if job.format == "npz":
         loaded = [np.load(_part(job, b)) for b in batches]
-        joined = {k: np.concatenate([p[k] for p in loaded]) for k in ("samples", "labels")}
+        samples, labels = (np.concatenate([p[k] for p in loaded]) for k in ("samples", "labels"))
         with (job.save_dir / ".samples.partial").open("wb") as file:
-            np.savez(file, **joined)
+            np.savez(file, samples=samples, labels=labels)
         os.replace(job.save_dir / ".samples.partial", job.save_dir / "samples.npz")
         shutil.rmtree(job.save_dir / ".parts")
-        first = torch.from_numpy(joined["samples"])
+        first = torch.from_numpy(samples)
     else:
         arrays = [np.asarray(Image.open(_png(job, i))) for i in shown]
         first = torch.from_numpy(np.stack(arrays))

@@ -88,7 +88,7 @@ def _nearest(samples: Tensor, config: Config) -> Image.Image:
 
 
 def _all_images(dataset: Dataset) -> Tensor:
-    chunks = torch.arange(min(len(dataset), _MOST_NEIGHBOURS)).split(1000)
+    chunks = torch.split(torch.arange(min(len(dataset), _MOST_NEIGHBOURS)), 1000)
     return torch.cat([dataset.plain(chunk).x1 for chunk in chunks])
 
 

@@ -42,9 +42,9 @@ def scatter(points: Tensor, *, labels: Tensor | None = None, size: int = 512) ->
 
     figure = plt.figure(figsize=(size / 100, size / 100), dpi=100)
     axes = figure.add_axes((0.08, 0.06, 0.9, 0.92))
-    colours = None if labels is None else labels.cpu().numpy()
     xy = points.float().cpu().numpy()
-    axes.scatter(xy[:, 0], xy[:, 1], s=2, alpha=0.5, c=colours, cmap="tab10")
+    style = {} if labels is None else {"c": labels.cpu().numpy(), "cmap": "tab10"}
+    axes.scatter(xy[:, 0], xy[:, 1], s=2, alpha=0.5, **style)
     axes.set_aspect("equal", adjustable="datalim")
     picture = figure_image(figure)
     plt.close(figure)

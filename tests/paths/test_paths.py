@@ -124,7 +124,10 @@ def test_the_linear_x1_to_velocity_weight_is_one_over_left_squared():
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(lambda: VP(beta_min=3, beta_max=1), "beta_min < beta_max"), (lambda: Polynomial(n=0), "n > 0")],
+    [
+        (lambda: VP(beta_min=3, beta_max=1), "beta_min < beta_max"),
+        (lambda: Polynomial(n=0), "n > 0"),
+    ],
 )
 def test_bad_parameters_are_refused(make, message):
     with pytest.raises(ValueError, match=message):

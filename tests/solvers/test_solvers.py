@@ -5,9 +5,9 @@ from typing import get_args
 
 import pytest
 import torch
-from closed_form import GaussianFlow, PointsFlow
 from torchdiffeq import odeint
 
+from closed_form import GaussianFlow, PointsFlow
 from flowmatch.guidance import CountNFE
 from flowmatch.sampling import bind, sample
 from flowmatch.solvers import RK4, Dopri5, Euler, FixedStep, Heun, Midpoint, SolverConfig, by_name
@@ -193,5 +193,5 @@ def test_a_tolerance_of_zero_is_refused():
 
 
 def test_an_unknown_solver_lists_those_that_exist():
-    with pytest.raises(ValueError, match="did you mean heun.*euler, midpoint, heun, rk4, dopri5"):
+    with pytest.raises(ValueError, match=r"did you mean heun.*euler, midpoint, heun, rk4, dopri5"):
         by_name("huen")

@@ -1,0 +1,70 @@
+"""The `flowmatch` command and its exit codes: 0 done, 1 the job failed, 2 wrong use."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from flowmatch.cli.arguments import normalise
+from flowmatch.cli.import_ import import_
+from flowmatch.cli.look import look
+from flowmatch.cli.sample import sample
+from flowmatch.cli.train import train
+
+app = typer.Typer(
+    help="Train, sample and look at flow-matching generative models.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+app.command()(train)
+app.command()(sample)
+app.command()(look)
+app.command("import")(import_)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake ends in one sentence, not in a traceback.
+
+    Set FLOWMATCH_DEBUG=1 to see the traceback of any error.
+    """
+    words = normalise(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        app(words, prog_name="flowmatch")
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("FLOWMATCH_DEBUG"):
+            raise
+        sentence, code = _sentence(error)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"flowmatch: {sentence}", file=sys.stderr)
+        raise SystemExit(code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _sentence(error: Exception) -> tuple[str, int]:
+    """What to tell the user, and the exit code."""
+    from flowmatch.training.trainer import TrainingFailed
+
+    if isinstance(error, ValueError):
+        return str(error), 2
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"no space left on the disk{where}; what was finished before is intact", 1
+    if isinstance(error, TrainingFailed | OSError):
+        return str(error), 1
+    if _is_torch_out_of_memory(error):
+        return "out of memory; lower train.batch or --bspp, or raise train.accumulate", 1
+    raise error
+
+
+def _is_torch_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)

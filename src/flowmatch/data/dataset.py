@@ -1,0 +1,61 @@
+"""What a data set is to the rest of the library: batches by index, with the randomness given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from flowmatch.data.batch import Batch
+
+Split = Literal["train", "test"]
+
+UNIFORMS = 4
+"""Uniform numbers an augmentation may use, a sample: flip, crop scale, crop top, crop left."""
+
+
+class Dataset(ABC):
+    """A finite set of samples, batched by index.
+
+    A data set holds no random state. All the randomness of augmentation comes in as `uniforms`
+    [B, 4] in [0, 1), so that a sample depends on (seed, step, position) alone, however many
+    processes share the work. Column 0 flips an image when below 0.5; columns 1 to 3 are the scale,
+    the top and the left of a random crop. A data set uses the columns that it needs.
+
+    A new data set defines `__len__` and `raw`, and sets `shape` and `num_classes`.
+    """
+
+    in_memory: ClassVar[bool] = False
+    """Whether a batch is a mere indexing, so that worker processes would only be in the way."""
+
+    shape: tuple[int, ...]
+    """Shape of one sample, e.g. (3, 32, 32)."""
+
+    num_classes: int | None
+    """Labels lie in [0, num_classes); None for a set without labels."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def raw(self, indices: Tensor, uniforms: Tensor | None) -> Batch:
+        """The samples as they are stored, images as uint8: a quarter of the bytes to move.
+
+        Args:
+            indices: which samples, [B] int64.
+            uniforms: the randomness of augmentation, [B, 4] in [0, 1), or None for no augmentation.
+        """
+
+    def batch(self, indices: Tensor, uniforms: Tensor) -> Batch:
+        """The samples `indices` [B], augmented by `uniforms` [B, 4] in [0, 1), for training."""
+        return self.raw(indices, uniforms).as_float()
+
+    def plain(self, indices: Tensor) -> Batch:
+        """The samples `indices` [B] without augmentation (no flip, centre crop), to evaluate on."""
+        return self.raw(indices, None).as_float()
+
+    def to(self, device: torch.device | str) -> Self:
+        """The data set on `device`; one that is not held in memory stays where it is."""
+        return self

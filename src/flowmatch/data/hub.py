@@ -1,0 +1,94 @@
+"""Any set of images of the Hugging Face hub, or in parquet files of its form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flowmatch.data.dataset import Dataset, Split
+from flowmatch.data.images import ImageData
+from flowmatch.data.rows import (
+    RowSource,
+    find_parquet,
+    image_column,
+    known_column,
+    labels_of,
+    read_hub,
+    read_parquet,
+)
+from flowmatch.data.transforms import ShortSide
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(ImageData):
+    """Images in a table: resized so that the short side fits, then cropped to the centre.
+
+    For the other fields see `ImageData`.
+
+    Args:
+        path: a data set of the hub ("uoft-cs/cifar10"), a parquet file (which then is the training
+            split), or a folder of parquet files whose names begin with that of their split.
+        name: configuration of a data set of the hub that has several.
+        train_split: what its split to train on is called.
+        test_split: what its split to test on is called.
+        image_column: column of the images; None takes the one of image type, or image, or img.
+        label_column: column of integer classes; None trains without labels.
+        num_classes: how many classes there are; None asks the column.
+        flip: mirror half of the training images left to right.
+    """
+
+    path: str
+    name: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    image_column: str | None = None
+    label_column: str | None = None
+    num_classes: int | None = None
+    flip: bool = False
+    kind: Literal["hub"] = "hub"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+
+    def build(self, split: Split = "train") -> Dataset:
+        """The images of one split."""
+        rows, origin = self._rows(self.train_split if split == "train" else self.test_split)
+        if not len(rows):
+            raise ValueError(f"{origin} holds no rows; give a path or a split that does")
+        column = image_column(rows, self.image_column, origin)
+        labels, num_classes = None, None
+        if self.label_column is not None:
+            known_column(rows, self.label_column, "label_column", origin)
+            labels, num_classes = labels_of(rows, self.label_column, self.num_classes, origin)
+        return self._open(
+            RowSource(rows, column, labels, origin),
+            ShortSide(size=self.image_size, upsample=self.upsample),
+            num_classes=num_classes,
+            flip=self.flip,
+        )
+
+    def _rows(self, split: str) -> tuple[Any, str]:
+        """The table of a split, and what to call it."""
+        local = Path(self.path).expanduser().absolute()
+        if local.is_file():
+            if split != self.train_split:
+                raise ValueError(
+                    f"{local} is one file, the split {self.train_split!r}; to have a split"
+                    f" {split!r}, set path to a folder with {split}.parquet"
+                )
+            return read_parquet([local]), str(local)
+        if local.is_dir():
+            files = find_parquet(local, split)
+            if not files and split == self.train_split:
+                files = sorted(local.glob("*.parquet"))
+            if not files:
+                raise ValueError(
+                    f"{local} has no {split}*.parquet; add it, or use kind: folder for image files"
+                )
+            return read_parquet(files), str(local)
+        if self.path.endswith(".parquet") or self.path.startswith((".", "/", "~")):
+            raise ValueError(f"path {local} does not exist; set it to a parquet file or a folder")
+        return read_hub(self.path, self.name, split), f"{self.path} ({split})"

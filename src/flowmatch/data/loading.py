@@ -1,0 +1,120 @@
+"""Batches in a given order, decoded ahead of time by worker processes where that pays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from flowmatch.data.batch import Batch
+from flowmatch.data.dataset import Dataset
+
+Request = tuple[Tensor, Tensor]
+"""What a batch is made of: indices [B] int64 and uniforms [B, 4] in [0, 1)."""
+
+
+def stream(
+    dataset: Dataset,
+    requests: Iterable[Request],
+    *,
+    workers: int,
+    device: torch.device | str,
+) -> Iterator[Batch]:
+    """The batches of `requests`, in their order, on `device`.
+
+    The batches do not depend on the number of workers. `requests` may be endless: it is read only
+    as far ahead as the workers prefetch. A set in memory is indexed right here, without workers.
+
+    Args:
+        dataset: where the samples come from.
+        requests: for each batch the indices [B] and the uniforms [B, 4] of its augmentation.
+        workers: processes that decode ahead of time; 0 decodes in this process when asked.
+        device: where the batches are wanted. For a GPU they pass through pinned memory.
+    Raises:
+        ValueError: `workers` is negative; while iterating, an image cannot be used.
+    """
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; pass 0 to decode in this process, or more")
+    device = torch.device(device)
+    if dataset.in_memory or workers == 0:
+        return (dataset.raw(*request).to(device).as_float() for request in requests)
+    return _stream_from_workers(dataset, requests, workers, device)
+
+
+def _stream_from_workers(
+    dataset: Dataset, requests: Iterable[Request], workers: int, device: torch.device
+) -> Iterator[Batch]:
+    pinned = device.type == "cuda"
+    loader: DataLoader[Batch | _Failure] = DataLoader(
+        _Requested(dataset),
+        sampler=requests,  # with batch_size=None, an index is a whole request
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=workers,
+        pin_memory=pinned,
+        generator=torch.Generator(),  # or torch would draw from the global one
+        worker_init_fn=_shield_from_signals,
+        # Forking starts a worker at once; otherwise each imports torch and copies the file list.
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
+    )
+    for answer in loader:
+        if isinstance(answer, _Failure):
+            raise ValueError(answer.message)
+        yield answer.to(device, non_blocking=pinned).as_float()
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A user's mistake met in a worker. Raised there, it would arrive as a torn traceback."""
+
+    message: str
+
+
+class _Requested(TorchDataset[Batch | _Failure]):
+    """A data set as the workers of a DataLoader see it: an index is a whole request.
+
+    Images travel as uint8, and become float only on the device.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, request: Request) -> Batch | _Failure:
+        try:
+            return self.dataset.raw(*request)
+        except ValueError as error:
+            return _Failure(str(error))
+
+
+def _unchanged(answer: Any) -> Any:
+    return answer
+
+
+def _shield_from_signals(worker: int) -> None:
+    """Let no signal to the process group end a worker: the main process may still want to save.
+
+    Ctrl-C and a scheduler's SIGTERM reach the workers too. They ignore them, except a SIGTERM from
+    the main process itself. Without that process they end by themselves (torch looks for it).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":  # elsewhere nothing tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey_parent(parent: int) -> None:
+    """End this process at the first SIGTERM that `parent` sends."""
+    assert sys.platform == "linux"
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,0 +1,105 @@
+"""What a training run can be told: the `train` node of a config."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from flowmatch.component import Component
+from flowmatch.training.ema import EMAConfig
+from flowmatch.training.optim import AdamW, OptimizerConfig
+from flowmatch.training.schedules import Constant, ScheduleConfig
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+_UNITS = ("steps", "images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Component):
+    """A training run. Lengths can be given in steps or in images, never both.
+
+    Args:
+        steps, images: how long to train; exactly one of them.
+        batch: images an optimizer step, over all processes and accumulated parts.
+        accumulate: parts that a process works a batch off in, to save memory.
+        lr: peak learning rate.
+        optimizer, schedule, ema: see their own pages.
+        precision: "fp32", "bf16", or "fp16" with a loss scaler (GPU only).
+        max_grad_norm: gradients are clipped to this global norm; None leaves them.
+        seed: everything random in the run follows from it.
+        workers: processes that decode images of data sets that do not fit in memory.
+        memory_format: layout of image networks and batches; "auto" is channels_last on a GPU and
+            contiguous elsewhere, whichever is faster there.
+        log_every_steps: the only moments, besides saving and sampling, at which the device waits
+            for the host.
+        save_every_steps, save_every_images: distance of checkpoints; None of both saves at the end.
+        keep_last: checkpoints kept; older ones are deleted once a newer one is safe.
+        sample_every_steps, sample_every_images: distance of sample grids; None of both: no grids.
+        samples: images in such a grid.
+    """
+
+    steps: int | None = None
+    images: int | None = None
+    batch: int = 256
+    accumulate: int = 1
+    lr: float = 2e-4
+    optimizer: OptimizerConfig = AdamW()
+    schedule: ScheduleConfig = Constant()
+    ema: EMAConfig = EMAConfig()
+    precision: Precision = "fp32"
+    max_grad_norm: float | None = 1.0
+    seed: int = 0
+    workers: int = 4
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    log_every_steps: int = 50
+    save_every_steps: int | None = None
+    save_every_images: int | None = None
+    keep_last: int = 3
+    sample_every_steps: int | None = None
+    sample_every_images: int | None = None
+    samples: int = 64
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.images is None):
+            raise ValueError("give train.steps or train.images, exactly one of them")
+        for name in ("save_every", "sample_every"):
+            if getattr(self, f"{name}_steps") and getattr(self, f"{name}_images"):
+                raise ValueError(f"give train.{name}_steps or train.{name}_images, not both")
+        lengths = [f"{n}_{unit}" for n in ("save_every", "sample_every") for unit in _UNITS]
+        counts = ["batch", "accumulate", "log_every_steps", "keep_last", "samples"]
+        for name in [*_UNITS, *lengths, *counts]:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {value}")
+        for name in ("lr", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"train.{name} must be positive and finite, got {value}")
+        if self.workers < 0:
+            raise ValueError(f"train.workers cannot be negative, got {self.workers}")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        total = self._in_steps(self.steps, self.images)
+        assert total is not None
+        return total
+
+    @property
+    def save_every(self) -> int | None:
+        """Steps between checkpoints, or None."""
+        return self._in_steps(self.save_every_steps, self.save_every_images)
+
+    @property
+    def sample_every(self) -> int | None:
+        """Steps between sample grids, or None."""
+        return self._in_steps(self.sample_every_steps, self.sample_every_images)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the step with this (zero-based) number."""
+        return self.lr * self.schedule.factor(step, total_steps=self.total_steps, batch=self.batch)
+
+    def _in_steps(self, steps: int | None, images: int | None) -> int | None:
+        return math.ceil(images / self.batch) if images is not None else steps

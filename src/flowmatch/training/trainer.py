@@ -1,0 +1,304 @@
+"""The training loop, in the order in which it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from flowmatch.data import Batch, Dataset, ShuffledOrder, stream
+from flowmatch.flow import Cond, Flow
+from flowmatch.losses import Draws, FlowMatching
+from flowmatch.pictures import image_grid, scatter
+from flowmatch.sampling import noise, sample
+from flowmatch.solvers import Solver
+from flowmatch.tensors import keyed_generator, to_uint8
+from flowmatch.training.checkpoint import Checkpoints, fit_weights, read_state, read_weights
+from flowmatch.training.distributed import StopRequest
+from flowmatch.training.draws import Slice, Split, draw, requests
+from flowmatch.training.ema import EMA
+from flowmatch.training.settings import TrainConfig
+from flowmatch.training.tracking import Tracker
+
+
+class TrainingFailed(RuntimeError):
+    """The run cannot go on; the message says where it stood and how to go on."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: its last step, its last checkpoint, and whether it was asked to stop."""
+
+    step: int
+    checkpoint: Path
+    stopped: bool
+
+
+class _Objective(nn.Module):
+    """Flow and loss as one module, so that data-parallel wrappers see a plain forward pass."""
+
+    def __init__(self, flow: Flow, loss: FlowMatching) -> None:
+        super().__init__()
+        self.flow = flow
+        self.loss = loss
+
+    def forward(self, x1: Tensor, cond: Cond | None, draws: Draws) -> Tensor:
+        return self.loss(self.flow, x1, cond, draws=draws)
+
+
+class Trainer:
+    """Trains a flow and keeps everything about it in a run directory.
+
+    Every random number is a function of (seed, step, position in the batch), so a resumed run
+    equals one that never stopped, and processes and accumulated parts only decide who computes.
+
+    Args:
+        flow: what is trained; moved to the accelerator's device.
+        loss: the objective.
+        dataset: the training data.
+        config: the `train` node of the config.
+        run_dir: the run directory, which exists.
+        solver: how the sample grids are drawn.
+        config_yaml: the resolved config, kept inside each checkpoint.
+        accelerator: processes, device and precision.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        loss: FlowMatching,
+        dataset: Dataset,
+        config: TrainConfig,
+        *,
+        run_dir: Path,
+        solver: Solver,
+        config_yaml: str,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.run_dir, self.solver = config, run_dir, solver
+        self.config_yaml, self.accelerator = config_yaml, accelerator
+        self.device = accelerator.device
+        self.is_image = len(dataset.shape) == 3
+        self.split = Split(
+            config.batch, config.accumulate, accelerator.num_processes, accelerator.process_index
+        )
+        self.dataset = dataset.to(self.device) if self.device.type == "cuda" else dataset
+        self.flow = flow.to(self.device).train()
+        auto = "channels_last" if self.device.type == "cuda" else "contiguous"
+        chosen = auto if config.memory_format == "auto" else config.memory_format
+        self.channels_last = self.is_image and chosen == "channels_last"
+        if self.channels_last:
+            flow.to(memory_format=torch.channels_last)
+        self.ema = EMA(flow)
+        self.optimizer = config.optimizer.build(flow.parameters(), config.lr)
+        self.checkpoints = Checkpoints(run_dir)
+        self.loss = loss
+        self.step = 0
+        self.images = 0
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take up the state of a checkpoint; call it before `run`."""
+        state = read_state(checkpoint)
+        for module, name in ((self.flow, "model"), (self.ema.module, "model_ema")):
+            path = checkpoint / f"{name}.safetensors"
+            fit_weights(module.get_submodule("network"), read_weights(path), path)
+        self.step, self.images = state["step"], state["images"]
+        if state["optimizer"] is not None:  # an imported model brings weights alone
+            self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def run(self) -> Result:
+        """Train to the end, or until a signal asks to stop.
+
+        Raises:
+            TrainingFailed: the loss or the weights are no longer finite.
+        """
+        config = self.config
+        objective, self.optimizer = self.accelerator.prepare(
+            _Objective(self.flow, self.loss), self.optimizer
+        )
+        tracker = Tracker(
+            self.run_dir,
+            total=config.total_steps,
+            start=self.step,
+            active=self.accelerator.is_main_process,
+        )
+        meter = _Meter(self.accelerator, self.images)
+        batches = self._batches()
+        stopped = False
+        saved = self.step if self.step else None
+        with contextlib.closing(tracker), StopRequest() as stop:
+            while self.step < config.total_steps and not stopped:
+                self._train_step(objective, batches, meter)
+                tracker.advance()
+                stopped = stop.agreed()
+                last = self.step == config.total_steps
+                if stopped or last or self.step % config.log_every_steps == 0:
+                    self._log(meter, tracker)
+                if stopped or last or _due(self.step, config.save_every):
+                    self._save(meter)
+                    saved = self.step
+                if last or _due(self.step, config.sample_every):
+                    self._save_samples(tracker)
+        if saved != self.step:
+            self._save(meter)
+        path = self.checkpoints.folder / f"step{self.step:07d}"
+        return Result(self.step, path, stopped and self.step < config.total_steps)
+
+    def _train_step(self, objective: nn.Module, batches: Iterator[Batch], meter: _Meter) -> None:
+        config, parts = self.config, self.split.slices(self.step)
+        lr = config.lr_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for i, part in enumerate(parts):
+            batch = next(batches)
+            draws = draw(part, tuple(batch.x1.shape[1:]), seed=config.seed, device=self.device)
+            x1, draws = self._in_layout(batch.x1, draws)
+            # what is left to torch's own generator, dropout, follows from the step too
+            torch.manual_seed(_dropout_seed(config.seed, part))
+            more_to_come = i + 1 < len(parts)
+            with self.accelerator.no_sync(objective) if more_to_come else contextlib.nullcontext():
+                loss = objective(x1, self._conditions(batch.cond), draws) / len(parts)
+                self.accelerator.backward(loss)
+            meter.add(loss.detach(), self.step)
+        if config.max_grad_norm is not None:
+            meter.grad_norm = self.accelerator.clip_grad_norm_(
+                self.flow.parameters(), config.max_grad_norm
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.images += config.batch
+        self.ema.update(config.ema.decay_at(self.step, batch=config.batch))
+
+    def _batches(self) -> Iterator[Batch]:
+        order = ShuffledOrder(len(self.dataset), self.config.seed)
+        wanted = requests(
+            order, self.split, seed=self.config.seed, step=self.step, images=self.images
+        )
+        return stream(self.dataset, wanted, workers=self.config.workers, device=self.device)
+
+    def _in_layout(self, x1: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
+        if not self.channels_last:
+            return x1, draws
+        last = torch.channels_last
+        noise = draws.noise.contiguous(memory_format=last)
+        return x1.contiguous(memory_format=last), draws._replace(noise=noise)
+
+    def _conditions(self, cond: dict[str, Tensor]) -> Cond | None:
+        """What of the data's labels the network takes: all, or none if it is unconditional."""
+        return cond if cond and self.flow.num_classes is not None else None
+
+    def _log(self, meter: _Meter, tracker: Tracker) -> None:
+        metrics = meter.read(self.images)
+        if not math.isfinite(metrics["loss"]):
+            raise self._failure("the loss", meter.first_bad_step())
+        metrics = {"images": self.images, "lr": self.config.lr_at(self.step - 1), **metrics}
+        tracker.log(self.step, metrics)
+
+    def _save(self, meter: _Meter) -> None:
+        bad = meter.first_bad_step()
+        if bad is not None:
+            raise self._failure("the loss", bad)
+        norms = torch._foreach_norm([*self.flow.parameters(), *self.ema.module.parameters()])
+        if not bool(torch.stack(norms).isfinite().all()):
+            raise self._failure("a weight", self.step)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            self.checkpoints.save(
+                self.step,
+                network=self.flow.network,
+                network_ema=self.ema.module.get_submodule("network"),
+                state={
+                    "step": self.step,
+                    "images": self.images,
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": scaler.state_dict() if scaler is not None else None,
+                },
+                config_yaml=self.config_yaml,
+                keep_last=self.config.keep_last,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _save_samples(self, tracker: Tracker) -> None:
+        if self.accelerator.is_main_process and self.config.sample_every is not None:
+            n, shape = self.config.samples, self.dataset.shape
+            x0 = noise(range(n), shape, stream=self.config.seed).to(self.device)
+            classes = self.flow.num_classes
+            labels = torch.arange(n, device=self.device) % classes if classes else None
+            with self.accelerator.autocast():
+                x1 = sample(self.ema.module, x0, self.solver, labels)
+            picture = (
+                image_grid(to_uint8(x1), columns=classes)
+                if self.is_image
+                else scatter(x1, labels=labels)
+            )
+            folder = self.run_dir / "samples"
+            folder.mkdir(exist_ok=True)
+            picture.save(folder / f"step{self.step:07d}.png")
+            tracker.image(self.step, "samples", np.asarray(picture))
+        self.accelerator.wait_for_everyone()
+
+    def _failure(self, what: str, step: int | None) -> TrainingFailed:
+        good = self.checkpoints.newest()
+        hint = (
+            f"the last good checkpoint is {good}; lower train.lr or set train.max_grad_norm and"
+            " continue with --resume"
+            if good
+            else "no checkpoint was written yet; lower train.lr, or look at the data"
+        )
+        return TrainingFailed(f"{what} became NaN or infinite at step {step}: {hint}")
+
+
+class _Meter:
+    """Sums on the device what a log line needs, so that no step waits for the host."""
+
+    def __init__(self, accelerator: Accelerator, images: int) -> None:
+        self._accelerator = accelerator
+        self._loss = torch.zeros((), device=accelerator.device)
+        self._bad = torch.full((), torch.inf, device=accelerator.device)
+        self.grad_norm: Tensor | None = None
+        self._steps: set[int] = set()
+        self._since, self._images = time.perf_counter(), images
+
+    def add(self, loss: Tensor, step: int) -> None:
+        """Count a part of a step's loss."""
+        self._loss += loss
+        self._bad = torch.where(loss.isfinite(), self._bad, self._bad.clamp(max=step + 1))
+        self._steps.add(step)
+
+    def read(self, images: int) -> dict[str, Any]:
+        """Mean loss since the last call, over all processes, and the rate; starts anew."""
+        loss = self._accelerator.reduce(self._loss, "mean").item() / max(len(self._steps), 1)
+        now = time.perf_counter()
+        rate = (images - self._images) / (now - self._since)
+        self._since, self._images = now, images
+        self._loss.zero_()
+        self._steps.clear()
+        metrics: dict[str, Any] = {"loss": loss, "images_per_second": rate}
+        if self.grad_norm is not None:
+            metrics["grad_norm"] = float(self.grad_norm)
+        return metrics
+
+    def first_bad_step(self) -> int | None:
+        """The first step whose loss was not finite, in any process."""
+        first = float(self._accelerator.gather(self._bad).min())
+        return None if math.isinf(first) else int(first)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _dropout_seed(seed: int, part: Slice) -> int:
+    return keyed_generator("dropout", seed, part.step, part.start).initial_seed()

@@ -1,0 +1,185 @@
+"""Training: a resumed run is the run that never stopped, and a split changes only who computes."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from flowmatch.config import load_config
+from flowmatch.runs import build_trainer
+from flowmatch.training.checkpoint import Checkpoints, problems, read_state
+from flowmatch.training.draws import Slice, Split, draw
+from flowmatch.training.trainer import TrainingFailed
+
+
+def train(config_file: Path, run_dir: Path, *overrides: str, resume: str | None = None):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = build_trainer(load_config(config_file, overrides), run_dir, resume=resume)
+    return trainer, trainer.run()
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{k}": v
+        for name in ("model", "model_ema")
+        for k, v in load_file(checkpoint / f"{name}.safetensors").items()
+    }
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    one, two = read_state(a)["optimizer"]["state"], read_state(b)["optimizer"]["state"]
+    for index, moments in one.items():
+        for name, value in moments.items():
+            assert torch.equal(value, two[index][name]), (index, name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_is_the_straight_run_bit_for_bit(tiny, tmp_path, precision):
+    same = f"train.precision={precision}"
+    _, straight = train(tiny, tmp_path / "straight", same)
+    # the schedule's length is part of the run, so the first half stops by a request, not by `steps`
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = build_trainer(load_config(tiny, [same]), tmp_path / "halves")
+    step = trainer._train_step
+
+    def stop_after_three(*arguments):
+        step(*arguments)
+        if trainer.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer._train_step = stop_after_three
+    first = trainer.run()
+    assert (first.step, first.stopped) == (3, True)
+    torch.manual_seed(999)  # whatever another process's generator holds
+    _, second = train(tiny, tmp_path / "halves", same, resume="latest")
+    assert (second.step, second.stopped) == (6, False)
+    assert_same_bits(second.checkpoint, straight.checkpoint)
+    records = [json.loads(r) for r in (tmp_path / "halves/metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [2, 3, 4, 6]
+
+
+def test_metrics_of_repeated_steps_are_dropped(tiny, tmp_path):
+    train(tiny, tmp_path / "run")
+    train(tiny, tmp_path / "run", resume=str(tmp_path / "run/ckpt/step0000003"))
+    records = [json.loads(r) for r in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_parts_give_the_same_run(tiny, tmp_path, parts):
+    # dropout masks are drawn for each part, so they are the one thing that a split may change
+    options = ("network.dropout=0", "train.batch=96", "train.steps=4")
+    _, whole = train(tiny, tmp_path / "whole", *options)
+    _, split = train(tiny, tmp_path / "split", *options, f"train.accumulate={parts}")
+    ours, theirs = weights(whole.checkpoint), weights(split.checkpoint)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_slice_of_the_randomness_is_what_the_whole_draws():
+    device = torch.device("cpu")
+    whole = draw(Slice(5, 0, 100), (3, 4), seed=1, device=device)
+    for start, stop in ((0, 10), (31, 33), (64, 100), (99, 100)):
+        part = draw(Slice(5, start, stop), (3, 4), seed=1, device=device)
+        for ours, theirs in zip(part, whole, strict=True):
+            assert torch.equal(ours, theirs[start:stop])
+    other = draw(Slice(6, 0, 100), (3, 4), seed=1, device=device)
+    assert not torch.equal(whole.noise, other.noise)
+    assert not torch.equal(whole.time, whole.drop)
+
+
+def test_a_split_deals_each_row_once():
+    for processes, accumulate in ((1, 1), (2, 1), (1, 4), (2, 3), (3, 2)):
+        parts = [
+            s for rank in range(processes) for s in Split(12, accumulate, processes, rank).slices(0)
+        ]
+        rows = [r for s in parts for r in range(s.start, s.stop)]
+        assert sorted(rows) == list(range(12))
+
+
+def test_a_batch_that_cannot_be_dealt_is_refused():
+    with pytest.raises(ValueError, match=r"train\.batch=10 cannot be dealt to 2 process.*of 4"):
+        Split(10, 2, 2, 0)
+
+
+def test_the_loss_falls(tiny, tmp_path):
+    train(tiny, tmp_path / "run", "train.steps=150", "train.lr=3e-3", "train.log_every_steps=25")
+    losses = [json.loads(r)["loss"] for r in (tmp_path / "run/metrics.jsonl").open()]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_only_the_newest_checkpoints_are_kept(tiny, tmp_path):
+    options = ("train.save_every_steps=1", "train.keep_last=2")
+    _, result = train(tiny, tmp_path / "run", *options)
+    assert [p.name for p in Checkpoints(tmp_path / "run").all()] == ["step0000005", "step0000006"]
+    assert result.checkpoint.name == "step0000006"
+
+
+def test_sample_grids_come_from_the_average(tiny, tmp_path):
+    train(tiny, tmp_path / "run", "train.sample_every_steps=3")
+    assert sorted(p.name for p in (tmp_path / "run/samples").iterdir()) == [
+        "step0000003.png",
+        "step0000006.png",
+    ]
+
+
+def test_a_two_dimensional_run(tmp_path):
+    config = tmp_path / "toy.yaml"
+    config.write_text(
+        "{data: {kind: toy, name: moons, samples: 500}, network: {kind: mlp, width: 16},"
+        " train: {steps: 5, batch: 32, sample_every_steps: 5, log_every_steps: 1}}"
+    )
+    _, result = train(config, tmp_path / "run")
+    assert result.step == 5
+    assert (tmp_path / "run/samples/step0000005.png").is_file()
+
+
+@pytest.mark.parametrize("predict", ["x1", "x0", "score"])
+@pytest.mark.parametrize("path", ["linear", "trig", "vp", "polynomial"])
+def test_every_path_and_prediction_trains(tmp_path, predict, path):
+    config = tmp_path / "toy.yaml"
+    config.write_text(
+        "{data: {kind: toy, name: 8gaussians, samples: 500}, network: {kind: mlp, width: 16},"
+        f" path: {{kind: {path}}}, predict: {predict},"
+        " train: {steps: 20, batch: 64, log_every_steps: 20}}"
+    )
+    _, result = train(config, tmp_path / "run")
+    assert problems(result.checkpoint) is None
+
+
+def test_a_loss_that_turns_nan_names_the_step_and_the_last_good_checkpoint(tiny, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = build_trainer(load_config(tiny, ["train.save_every_steps=2"]), tmp_path / "run")
+    step = trainer._train_step
+
+    def poison(*arguments):
+        if trainer.step == 2:  # before the third step
+            with torch.no_grad():
+                next(trainer.flow.parameters()).fill_(float("nan"))
+        step(*arguments)
+
+    trainer._train_step = poison
+    with pytest.raises(TrainingFailed, match=r"at step 3: .*step0000002"):
+        trainer.run()
+    # the poisoned weights were not saved
+    assert [p.name for p in Checkpoints(tmp_path / "run").all()] == ["step0000002"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path):
+    _, result = train(tiny, tmp_path / "run")
+    for name in ("model.safetensors", "state.pt"):
+        file = result.checkpoint / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert problems(result.checkpoint) is not None
+        assert Checkpoints(tmp_path / "run").newest().name == "step0000003"
+        file.write_bytes(whole)
+    assert Checkpoints(tmp_path / "run").newest() == result.checkpoint
