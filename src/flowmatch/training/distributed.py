@@ -26,7 +26,15 @@ def start_processes(precision: Precision = "fp32") -> Accelerator:
         raise ValueError(
             "fp16 needs a CUDA device; use bf16 (-mp bf16) or fp32 (-mp no) on this machine"
         )
-    accelerator = Accelerator(mixed_precision=_ACCELERATE_NAMES[precision])
+    # without this, Accelerate leaves processes that torchrun started on CPUs each on its own
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=_ACCELERATE_NAMES[precision])
+    asked_for = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked_for:
+        raise ValueError(
+            f"{asked_for} processes were asked for, but Accelerate joined"
+            f" {accelerator.num_processes}; on CPUs start them with torchrun --nproc_per_node"
+        )
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True

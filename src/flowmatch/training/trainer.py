@@ -148,7 +148,7 @@ class Trainer:
                 if stopped or last or _due(self.step, config.save_every):
                     self._save(meter)
                     saved = self.step
-                if last or _due(self.step, config.sample_every):
+                if _due(self.step, config.sample_every):
                     self._save_samples(tracker)
         if saved != self.step:
             self._save(meter)
@@ -231,7 +231,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _save_samples(self, tracker: Tracker) -> None:
-        if self.accelerator.is_main_process and self.config.sample_every is not None:
+        if self.accelerator.is_main_process:
             n, shape = self.config.samples, self.dataset.shape
             x0 = noise(range(n), shape, stream=self.config.seed).to(self.device)
             classes = self.flow.num_classes

@@ -1,0 +1,202 @@
+"""`flowmatch sample`: files that depend on (seed, index) alone, and one sentence a mistake."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import flowmatch as fm
+from flowmatch.tensors import to_uint8
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("[0-9]*.png"))}
+
+
+@pytest.fixture
+def weights(trained) -> Path:
+    return trained / "ckpt/step0000006/model_ema.safetensors"
+
+
+def test_both_doors_and_their_defaults(flowmatch, trained, weights, tmp_path):
+    config = trained / "config.yaml"
+    code, out, _ = flowmatch(
+        *("sample", "-c", config, "--weights", weights),
+        *("--n_samples", 3, "--save_dir", tmp_path / "a"),
+    )
+    assert code == 0
+    assert "contact-sheet.png" in out
+    record = json.loads((tmp_path / "a/sampling.json").read_text())
+    assert record["solver"] == {"kind": "euler", "steps": 100, "safe_end": True}
+    assert (record["seed"], record["nfe"], record["count"]) == (8888, 100, 3)
+    assert sorted(images(tmp_path / "a")) == ["00000.png", "00001.png", "00002.png"]
+    code, *_ = flowmatch("sample", trained, "--n-samples", 3, "--save-dir", tmp_path / "b")
+    assert code == 0
+    record = json.loads((tmp_path / "b/sampling.json").read_text())
+    assert record["solver"]["kind"] == "heun"
+    assert record["nfe"] == 4
+
+
+def test_a_sample_depends_on_seed_and_index_alone(flowmatch, trained, tmp_path):
+    flowmatch("sample", trained, "--n_samples", 7, "--save_dir", tmp_path / "a", "--bspp", 3)
+    flowmatch("sample", trained, "--n_samples", 5, "--save_dir", tmp_path / "b", "--bspp", 2)
+    a, b = images(tmp_path / "a"), images(tmp_path / "b")
+    pixels = [np.asarray(Image.open(tmp_path / d / "00004.png")).astype(int) for d in "ab"]
+    assert abs(pixels[0] - pixels[1]).max() <= 1  # the batch may round the last bit
+    assert len(a) == 7
+    assert len(b) == 5
+    other = ("--n_samples", 5, "--save_dir", tmp_path / "c", "--seed", 1)
+    flowmatch("sample", trained, *other)
+    assert images(tmp_path / "c")["00000.png"] != b["00000.png"]
+
+
+def test_the_files_hold_what_the_library_draws(flowmatch, trained, tmp_path):
+    flowmatch("sample", trained, "--n_samples", 4, "--save_dir", tmp_path / "a")
+    flow = fm.load(trained)
+    x0 = fm.noise(range(4), flow.shape, stream=8888)
+    x1 = fm.sample(flow, x0, fm.solvers.Heun(steps=2), torch.arange(4))
+    for i, image in enumerate(to_uint8(x1)):
+        stored = np.asarray(Image.open(tmp_path / f"a/{i:05d}.png"))
+        assert np.array_equal(stored, image[0].numpy())
+
+
+def test_it_continues_where_it_stopped(flowmatch, trained, tmp_path):
+    arguments = ("sample", trained, "--n_samples", 6, "--save_dir", tmp_path / "a", "--bspp", 2)
+    flowmatch(*arguments)
+    whole = images(tmp_path / "a")
+    (tmp_path / "a/00003.png").unlink()
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "a").glob("0000[0145].png")}
+    assert flowmatch(*arguments)[0] == 0
+    assert images(tmp_path / "a") == whole
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "a").glob("0000[0145].png")}
+    assert after == times
+    more = ("sample", trained, "--n_samples", 8, "--save_dir", tmp_path / "a", "--bspp", 2)
+    assert flowmatch(*more)[0] == 0
+    assert len(images(tmp_path / "a")) == 8
+
+
+def test_npz(flowmatch, trained, tmp_path):
+    arguments = ("--n_samples", 5, "--save_dir", tmp_path / "a", "--format", "npz", "--bspp", 2)
+    assert flowmatch("sample", trained, *arguments)[0] == 0
+    archive = np.load(tmp_path / "a/samples.npz")
+    assert archive["samples"].shape == (5, 8, 8, 1)
+    assert archive["samples"].dtype == np.uint8
+    assert archive["labels"].tolist() == [0, 1, 2, 3, 4]
+    flowmatch("sample", trained, "--n_samples", 5, "--save_dir", tmp_path / "b", "--bspp", 2)
+    first = np.asarray(Image.open(tmp_path / "b/00003.png"))
+    assert np.array_equal(archive["samples"][3, :, :, 0], first)
+    assert not (tmp_path / "a/.parts").exists()
+
+
+def test_class_and_guidance(flowmatch, trained, tmp_path):
+    arguments = ("--n_samples", 2, "--class", 7, "--guidance", 2, "--save_dir", tmp_path / "a")
+    assert flowmatch("sample", trained, *arguments)[0] == 0
+    record = json.loads((tmp_path / "a/sampling.json").read_text())
+    assert (record["label"], record["guidance"], record["nfe"]) == (7, 2.0, 8)
+
+
+def test_an_adaptive_solver_reports_what_it_spent(flowmatch, trained, tmp_path):
+    arguments = ("--n_samples", 2, "--sampling_method", "dopri5", "--save_dir", tmp_path / "a")
+    assert flowmatch("sample", trained, *arguments)[0] == 0
+    record = json.loads((tmp_path / "a/sampling.json").read_text())
+    assert record["nfe"] > 10
+
+
+MISTAKES = {
+    "none": (["--n_samples", "0"], "must be at least 1, got 0"),
+    "batch": (["--n_samples", "1", "--bspp", "0"], "--bspp must be at least 1"),
+    "steps": (["--n_samples", "1", "--sampling_steps", "0"], "at least 1 step"),
+    "solver": (
+        ["--n_samples", "1", "--sampling_method", "eular"],
+        "did you mean euler? Known: euler, midpoint, heun, rk4, dopri5",
+    ),
+    "class": (["--n_samples", "1", "--class", "10"], "outside the model's classes 0 to 9"),
+    "adaptive": (
+        ["--n_samples", "1", "--sampling_method", "dopri5", "--sampling_steps", "5"],
+        "chooses its own steps",
+    ),
+    "two doors": (["--n_samples", "1", "-c", "x.yaml"], "not both"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_sentence_and_writes_nothing(
+    flowmatch, trained, tmp_path, arguments, expected
+):
+    code, _, err = flowmatch("sample", trained, "--save_dir", tmp_path / "a", *arguments)
+    assert code == 2
+    assert expected in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_of_other_samples_is_refused(flowmatch, trained, tmp_path):
+    arguments = ("sample", trained, "--n_samples", 2, "--save_dir", tmp_path / "a")
+    flowmatch(*arguments)
+    before = images(tmp_path / "a")
+    code, _, err = flowmatch(*arguments, "--seed", 1)
+    assert code == 2
+    assert "seed was 8888, is 1" in err
+    assert images(tmp_path / "a") == before
+    (tmp_path / "a/sampling.json").unlink()
+    code, _, err = flowmatch(*arguments)
+    assert code == 2
+    assert "no sampling.json" in err
+
+
+def test_weights_that_do_not_fit(flowmatch, trained, weights, tmp_path):
+    out = ("--n_samples", 1, "--save_dir", tmp_path / "a")
+    config = ("-c", trained / "config.yaml", "--weights")
+    values = load_file(weights)
+    wide = values | {"time_embed.0.weight": torch.zeros(3, 3), "surplus": torch.zeros(1)}
+    del wide["out.2.bias"]
+    save_file(wide, tmp_path / "other.safetensors")
+    code, _, err = flowmatch("sample", *config, tmp_path / "other.safetensors", *out)
+    assert code == 2
+    assert "1 missing (out.2.bias)" in err
+    assert "1 unknown (surplus)" in err
+    assert "time_embed.0.weight is [3, 3]" in err
+    shutil.copy(weights, tmp_path / "cut.safetensors")
+    with (tmp_path / "cut.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    code, _, err = flowmatch("sample", *config, tmp_path / "cut.safetensors", *out)
+    assert code == 2
+    assert "truncated" in err
+    code, _, err = flowmatch("sample", *config, tmp_path / "nothing.safetensors", *out)
+    assert code == 2
+    assert "there is no weights file" in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_directory_that_is_no_run(flowmatch, tmp_path):
+    code, _, err = flowmatch("sample", tmp_path, "--n_samples", 1, "--save_dir", tmp_path / "a")
+    assert code == 2
+    assert "is no run directory" in err
+
+
+def test_no_space(flowmatch, trained, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    code, _, err = flowmatch("sample", trained, "--n_samples", 9, "--save_dir", tmp_path / "a")
+    assert code == 2
+    assert "no space left" in err
+
+
+def test_points_go_to_an_npz(flowmatch, tmp_path):
+    (tmp_path / "toy.yaml").write_text(
+        "{data: {kind: toy, name: moons, samples: 100}, network: {kind: mlp, width: 8},"
+        " train: {steps: 1, batch: 8}}"
+    )
+    assert flowmatch("train", "-c", tmp_path / "toy.yaml", "-e", tmp_path / "run")[0] == 0
+    out = ("sample", tmp_path / "run", "--n_samples", 10, "--save_dir", tmp_path / "a")
+    code, _, err = flowmatch(*out)
+    assert code == 2
+    assert "--format npz" in err
+    assert flowmatch(*out, "--format", "npz")[0] == 0
+    assert np.load(tmp_path / "a/samples.npz")["samples"].shape == (10, 2)
+    assert (tmp_path / "a/contact-sheet.png").is_file()

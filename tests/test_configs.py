@@ -1,0 +1,68 @@
+"""The configs of the repository: each is valid, round-trips, and trains on data of its layout."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+
+from flowmatch.config import load_config, parse_config, to_yaml
+from flowmatch.runs import build_flow, build_trainer
+from flowmatch.training.checkpoint import problems
+from made_data import MAKERS
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+every = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+
+
+def parameters(config) -> int:
+    return sum(p.numel() for p in build_flow(config).parameters())
+
+
+@every
+def test_the_resolved_config_reads_back_to_itself(path):
+    config = load_config(path)
+    assert parse_config(yaml.safe_load(to_yaml(config))) == config
+
+
+@every
+def test_the_first_step_on_data_of_the_right_layout(path, tmp_path, monkeypatch):
+    monkeypatch.delenv("FLOWMATCH_DATA", raising=False)
+    config = load_config(path)
+    made = MAKERS[config.data.kind](tmp_path / "data")
+    small = ["train.steps=1", "train.batch=2", "train.workers=0", "train.precision=fp32"]
+    small += [f"data.{key}={getattr(made, key)}" for key in ("root", "path") if hasattr(made, key)]
+    if config.data.kind in ("folder", "hub"):  # the made images are small
+        small += ["data.image_size=32", "network.attention_resolutions=[8]"]
+    if config.network.kind == "unet":
+        small += ["network.channels=16", "network.heads=null", "network.head_channels=8"]
+    if config.data.kind == "imagenet":
+        small += ["network.num_classes=3"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = build_trainer(load_config(path, small), tmp_path / "run")
+    assert trainer.dataset.shape == config.data.shape or config.data.kind in ("folder", "hub")
+    assert problems(trainer.run().checkpoint) is None
+
+
+def test_every_kind_of_data_has_a_config():
+    assert {load_config(p).data.kind for p in CONFIGS} == set(MAKERS)
+
+
+def test_cifar10_is_the_network_of_the_fields_recipe(root):
+    config = load_config(root / "configs/cifar10.yaml")
+    assert parameters(config) == 35_746_307
+    assert config.train.total_steps * config.train.batch == 51_200_000
+
+
+def test_mnist_is_of_about_a_million_parameters(root):
+    assert 1.0e6 < parameters(load_config(root / "configs/mnist.yaml")) < 1.3e6
+
+
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "mnist"), ("cifar10", "cifar10-jpeg")])
+def test_the_real_sets_train_their_first_steps(root, data_root, tmp_path, name, folder):
+    small = ["train.steps=2", "train.batch=4", "network.channels=32"]
+    config = load_config(root / f"configs/{name}.yaml", [*small, f"data.root={data_root / folder}"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = build_trainer(config, tmp_path / "run")
+    assert len(trainer.dataset) == {"mnist": 60_000, "cifar10": 50_000}[name]
+    assert problems(trainer.run().checkpoint) is None
