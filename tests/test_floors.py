@@ -5,12 +5,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src/flowmatch"
 FLOORS = [
-    {"tensors", "component"},
+    {"tensors", "component", "disk"},
     {"paths", "couplings", "times", "solvers", "networks", "data", "metrics", "pictures"},
     {"flow", "guidance", "losses"},
     {"sampling", "interop"},
     {"training"},
-    {"config", "runs", "generation", "look"},
+    {"config", "runs", "resuming", "importing", "generation", "look"},
     {"cli", "__main__"},
 ]
 # in a floor of several stories, what may be imported from within it
@@ -18,7 +18,8 @@ WITHIN = {
     "guidance": {"flow"},
     "losses": {"flow"},
     "runs": {"config"},
-    "generation": {"runs"},
+    "resuming": {"config"},
+    "importing": {"config", "runs"},
     "look": {"config", "runs"},
     "__main__": {"cli"},
 }

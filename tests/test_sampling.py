@@ -72,7 +72,7 @@ def test_the_readme_of_the_library_in_ten_lines():
     flow = fm.Flow(fm.networks.MLP(dim=2, width=64), path=fm.paths.Linear())
     loss = fm.losses.FlowMatching(time=fm.times.Uniform(), coupling=fm.couplings.Independent())
     optimizer = torch.optim.Adam(flow.parameters(), lr=2e-3)
-    for _ in range(300):
+    for _ in range(1000):
         optimizer.zero_grad()
         loss(flow, fm.data.toy.moons(256)).backward()
         optimizer.step()

@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 import flowmatch
+from flowmatch.disk import require_space
 from flowmatch.flow import Flow
 from flowmatch.guidance import CountNFE, Guided
 from flowmatch.pictures import image_grid, scatter
-from flowmatch.runs import require_space
 from flowmatch.sampling import noise, sample
 from flowmatch.solvers import SolverConfig
 from flowmatch.tensors import to_uint8

@@ -10,22 +10,19 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
 
-from flowmatch.config import Config, load_config, parse_config, read_yaml, to_plain, to_yaml
+from flowmatch.config import Config, load_config, to_yaml
+from flowmatch.disk import require_space
 from flowmatch.flow import Flow
-from flowmatch.interop import seed
 from flowmatch.training.checkpoint import (
     Checkpoints,
     fit_weights,
     problems,
-    read_state,
     read_weights,
 )
 from flowmatch.training.distributed import start_processes
@@ -181,81 +178,6 @@ def find_checkpoint(run_dir: Path, which: str) -> Path | None:
     return newest
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A key whose value in a run differs from the one asked for."""
-
-    key: str
-    before: Any
-    now: Any
-
-    def __str__(self) -> str:
-        return f"{self.key} was {self.before!r}, is {self.now!r}"
-
-
-def differences(before: Config, now: Config) -> list[Difference]:
-    """The keys in which two configs differ, dotted."""
-    a, b = _flat(to_plain(before)), _flat(to_plain(now))
-    keys = [*a, *(k for k in b if k not in a)]
-    return [Difference(k, a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)]
-
-
-def config_to_resume(
-    run_dir: Path, config_file: str | None, overrides: Sequence[str]
-) -> tuple[Config, list[Difference]]:
-    """The config to go on with, and what it changes about the run.
-
-    Without a config file it is the run's own, with the overrides applied.
-
-    Raises:
-        ValueError: there is no run, or the change is one that the weights cannot follow.
-    """
-    own = run_dir / "config.yaml"
-    if not own.is_file():
-        raise ValueError(f"there is no run to resume in {run_dir}; leave out --resume to start one")
-    before = load_config(own)
-    now = load_config(config_file or own, overrides)
-    changes = differences(before, now)
-    fatal = [c for c in changes if c.key.split(".")[0] in ("network", "path", "predict")]
-    if fatal:
-        raise ValueError(
-            f"cannot resume {run_dir} with another model: {'; '.join(map(str, fatal))};"
-            " leave out -c to use the run's own config, or start a new run"
-        )
-    return now, changes
-
-
-def import_seed(weights: Path, config_file: Path, run_dir: Path) -> Path:
-    """Turn a checkpoint of flow-matching-pytorch into a run directory; its checkpoint folder.
-
-    Both the weights and their average become the imported ones, at step 0.
-
-    Raises:
-        ValueError: the files are not of that repository, do not fit, or the directory exists.
-    """
-    foreign = read_yaml(config_file)
-    if not seed.is_seed_config(foreign):
-        raise ValueError(
-            f"{config_file} is no config of flow-matching-pytorch: it has no model.target"
-        )
-    if run_dir.exists():
-        raise ValueError(f"{run_dir} exists; choose another -o")
-    plain = {**seed.our_config(foreign), "network": _plain_network(foreign)}
-    config = parse_config(plain, where=str(config_file))
-    flow = build_flow(config)
-    fit_weights(flow.network, seed.convert_weights(read_weights(weights)), weights)
-    run_dir.mkdir(parents=True)
-    write_config(run_dir, config)
-    return Checkpoints(run_dir).save(
-        0,
-        network=flow.network,
-        network_ema=flow.network,
-        state={"step": 0, "images": 0, "optimizer": None, "scaler": None},
-        config_yaml=to_yaml(config),
-        keep_last=1,
-    )
-
-
 def check_labels(config: Config, num_classes: int | None) -> None:
     """Refuse a class-conditional network whose classes are not the data's."""
     wanted = config.network.num_classes
@@ -275,17 +197,6 @@ def check_space(run_dir: Path, flow: Flow, config: Config) -> None:
     require_space(run_dir, need, f"{config.train.keep_last + 1} checkpoints")
 
 
-def require_space(folder: Path, need: int, what: str) -> None:
-    """Refuse to start a job that the disk has no room for."""
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    if free < need:
-        raise ValueError(
-            f"no space left: {what} need about {need / 2**20:,.1f} MiB, but {there} has"
-            f" {free / 2**20:,.1f} MiB free"
-        )
-
-
 def new_run_dir() -> Path:
     """`runs/exp-<current time>`, the same in all processes."""
     name = [f"exp-{time.strftime('%Y-%m-%d-%H-%M-%S')}"]
@@ -298,11 +209,6 @@ def write_config(run_dir: Path, config: Config) -> None:
     partial = run_dir / ".config.yaml.partial"
     partial.write_text(to_yaml(config))
     os.replace(partial, run_dir / "config.yaml")
-
-
-def images_seen(checkpoint: Path) -> int:
-    """Images that the weights of a checkpoint folder were trained on."""
-    return int(read_state(checkpoint)["images"])
 
 
 def _refuse_existing(run_dir: Path, overwrite: bool, accelerator: Accelerator) -> None:
@@ -319,19 +225,3 @@ def _refuse_existing(run_dir: Path, overwrite: bool, accelerator: Accelerator) -
         (run_dir / "config.yaml").exists() or (run_dir / "ckpt").exists()
     ):
         raise ValueError(f"{run_dir} is no run directory, so --overwrite will not delete it")
-
-
-def _plain_network(foreign: dict[str, Any]) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(seed.network_config(foreign))
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {
-        k: v
-        for name, child in node.items()
-        for k, v in _flat(child, f"{prefix}.{name}" if prefix else name).items()
-    }

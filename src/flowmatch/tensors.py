@@ -23,6 +23,9 @@ def mean_flat(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
+_WIDE = (torch.float32, torch.float64)
+
+
 def batch_time(t: float | Tensor, x: Tensor) -> Tensor:
     """Time as a field takes it: a [B] tensor on the device of `x` [B, *D], float32 or wider.
 
@@ -33,9 +36,11 @@ def batch_time(t: float | Tensor, x: Tensor) -> Tensor:
     Raises:
         ValueError: `t` has another length than the batch.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
     if not isinstance(t, Tensor):
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         return torch.full((len(x),), t, dtype=dtype, device=x.device)
+    if t.shape == x.shape[:1] and t.dtype in _WIDE and t.device == x.device:
+        return t  # the usual case, met at every evaluation of a network
     t = t.to(device=x.device, dtype=torch.promote_types(t.dtype, torch.float32))
     if t.ndim == 0:
         return t.expand(len(x))

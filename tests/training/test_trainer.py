@@ -48,14 +48,14 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(tiny, tmp_path, precision
     # the schedule's length is part of the run, so the first half stops by a request, not by `steps`
     AcceleratorState._reset_state(reset_partial_state=True)
     trainer = build_trainer(load_config(tiny, [same]), tmp_path / "halves")
-    step = trainer._train_step
+    step = trainer.train_step
 
-    def stop_after_three(*arguments):
-        step(*arguments)
+    def stop_after_three():
+        step()
         if trainer.step == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    trainer._train_step = stop_after_three
+    trainer.train_step = stop_after_three
     first = trainer.run()
     assert (first.step, first.stopped) == (3, True)
     torch.manual_seed(999)  # whatever another process's generator holds
@@ -158,15 +158,15 @@ def test_every_path_and_prediction_trains(tmp_path, predict, path):
 def test_a_loss_that_turns_nan_names_the_step_and_the_last_good_checkpoint(tiny, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     trainer = build_trainer(load_config(tiny, ["train.save_every_steps=2"]), tmp_path / "run")
-    step = trainer._train_step
+    step = trainer.train_step
 
-    def poison(*arguments):
+    def poison():
         if trainer.step == 2:  # before the third step
             with torch.no_grad():
                 next(trainer.flow.parameters()).fill_(float("nan"))
-        step(*arguments)
+        step()
 
-    trainer._train_step = poison
+    trainer.train_step = poison
     with pytest.raises(TrainingFailed, match=r"at step 3: .*step0000002"):
         trainer.run()
     # the poisoned weights were not saved

@@ -14,7 +14,7 @@ def import_(
     out: Annotated[Path, typer.Option("-o", "--out", help="The run directory to make.")],
 ) -> None:
     """Open another repository's checkpoint as a run directory."""
-    from flowmatch.runs import import_seed
+    from flowmatch.importing import import_seed
 
     checkpoint = import_seed(weights, config, out)
     print(

@@ -49,6 +49,7 @@ def train(
     """Train a model: config in, run directory out."""
     from flowmatch import runs
     from flowmatch.config import load_config
+    from flowmatch.resuming import config_to_resume
     from flowmatch.training.distributed import describe, start_processes
 
     changes = list(overrides or [])
@@ -59,9 +60,7 @@ def train(
     if resume is not None:
         if exp_dir is None:
             raise ValueError("--resume needs the run directory: -e RUN_DIR")
-        settings, different = runs.config_to_resume(
-            exp_dir, str(config) if config else None, changes
-        )
+        settings, different = config_to_resume(exp_dir, str(config) if config else None, changes)
     elif config is None:
         raise ValueError("train needs a config: -c configs/digits.yaml, for example")
     else:

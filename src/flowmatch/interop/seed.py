@@ -68,7 +68,7 @@ def network_config(config: Mapping[str, Any]) -> NoiseAtOneConfig:
 
 
 def our_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The `data` and `train` nodes of our config, as plain mappings.
+    """The `data`, `train` and `sample` nodes of our config, as plain mappings.
 
     What has no counterpart (data loader settings, print frequency) takes our defaults.
 
@@ -104,7 +104,8 @@ def our_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if "training_steps" in sched:
         ours["schedule"] = {"kind": "linear", "warmup_steps": sched.get("warmup_steps")}
     kept = {k: v for k, v in ours.items() if v is not None or k == "max_grad_norm"}
-    return {"data": node, "train": kept}
+    solver = {"kind": "euler", "steps": 100}  # what its sample.py does by default
+    return {"data": node, "train": kept, "sample": {"solver": solver}}
 
 
 def convert_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

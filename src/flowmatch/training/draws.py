@@ -81,6 +81,20 @@ def draw(part: Slice, shape: tuple[int, ...], *, seed: int, device: torch.device
     return Draws(noise, uniforms[:, 0], uniforms[:, 1])
 
 
+def seed_dropout(part: Slice, *, seed: int, device: torch.device) -> None:
+    """Make torch's own generators, which dropout draws from, a function of the slice.
+
+    The masks of a slice are drawn at once, so they are the one thing that another split changes.
+    """
+    key = keyed_generator("dropout", seed, part.step, part.start).initial_seed()
+    # not torch.manual_seed: that formats a stack trace for devices that are not there
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key)
+    elif device.type == "mps":
+        torch.mps.manual_seed(key)
+
+
 def _in_blocks(
     purpose: str, seed: int, part: Slice, shape: tuple[int, ...], law: str, device: torch.device
 ) -> Tensor:

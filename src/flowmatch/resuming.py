@@ -1,0 +1,64 @@
+"""Going on with a run: which config, and what it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowmatch.config import Config, load_config, to_plain
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key whose value in a run differs from the one asked for."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.before!r}, is {self.now!r}"
+
+
+def differences(before: Config, now: Config) -> list[Difference]:
+    """The keys in which two configs differ, dotted."""
+    a, b = _flat(to_plain(before)), _flat(to_plain(now))
+    keys = [*a, *(k for k in b if k not in a)]
+    return [Difference(k, a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)]
+
+
+def config_to_resume(
+    run_dir: Path, config_file: str | None, overrides: Sequence[str]
+) -> tuple[Config, list[Difference]]:
+    """The config to go on with, and what it changes about the run.
+
+    Without a config file it is the run's own, with the overrides applied.
+
+    Raises:
+        ValueError: there is no run, or the change is one that the weights cannot follow.
+    """
+    own = run_dir / "config.yaml"
+    if not own.is_file():
+        raise ValueError(f"there is no run to resume in {run_dir}; leave out --resume to start one")
+    before = load_config(own)
+    now = load_config(config_file or own, overrides)
+    changes = differences(before, now)
+    fatal = [c for c in changes if c.key.split(".")[0] in ("network", "path", "predict")]
+    if fatal:
+        raise ValueError(
+            f"cannot resume {run_dir} with another model: {'; '.join(map(str, fatal))};"
+            " leave out -c to use the run's own config, or start a new run"
+        )
+    return now, changes
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        k: v
+        for name, child in node.items()
+        for k, v in _flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }
