@@ -18,6 +18,7 @@ from flowmatch.sampling import bind, noise, sample
 from flowmatch.tensors import sum_flat, to_uint8
 from flowmatch.training.tracking import read_metrics
 
+_CELL = 40
 _MOST_NEIGHBOURS = 60_000
 """Training images compared with; of a larger set, the first so many."""
 
@@ -43,8 +44,8 @@ def look(run_dir: Path, out_dir: Path, *, seed: int = 0, rows: int = 8) -> list[
     x1 = sample(flow, x0, config.sample.solver, labels)
     out_dir.mkdir(parents=True, exist_ok=True)
     pictures = {
-        "samples.png": image_grid(to_uint8(x1), columns=columns),
-        "nearest.png": _nearest(x1[:columns], config),
+        "samples.png": image_grid(to_uint8(x1), columns=columns, smallest=_CELL),
+        "nearest.png": _nearest(x1, config, columns),
         "loss.png": _loss_curve(run_dir),
     }
     paths = []
@@ -56,8 +57,8 @@ def look(run_dir: Path, out_dir: Path, *, seed: int = 0, rows: int = 8) -> list[
     return [*paths, out_dir / "trajectory.gif"]
 
 
-def _nearest(samples: Tensor, config: Config) -> Image.Image:
-    """Samples above the training images nearest to them in pixels.
+def _nearest(samples: Tensor, config: Config, shown: int) -> Image.Image:
+    """The first samples above the training images nearest to them in pixels.
 
     A memorising model shows twins. The title compares with unseen images: samples that lie much
     nearer to the training set than held-out images do are copies.
@@ -71,17 +72,16 @@ def _nearest(samples: Tensor, config: Config) -> Image.Image:
         pass
     else:
         title += f", held-out images {_distances(held_out, train)[0].median():.3f} (medians)"
-    pairs = image_grid(to_uint8(torch.cat([samples, train[index]])), columns=len(samples))
+    pairs = torch.cat([samples[:shown], train[index[:shown]]])
+    grid = image_grid(to_uint8(pairs), columns=shown, smallest=3 * _CELL)
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(10, 10 * pairs.height / pairs.width + 0.8), dpi=100)
-    axes.imshow(pairs)
+    figure = plt.figure(figsize=(11, 11 * grid.height / grid.width + 0.5), dpi=100)
+    axes = figure.add_axes((0.09, 0.02, 0.9, 0.83))
+    axes.imshow(grid)
     axes.set_xticks([])
-    axes.set_yticks(
-        [pairs.height * 0.25, pairs.height * 0.75], ["samples", "nearest in\ntraining set"]
-    )
+    axes.set_yticks([grid.height * 0.25, grid.height * 0.75], ["samples", "nearest\nin training"])
     axes.set_title(title, fontsize=10)
-    figure.tight_layout()
     picture = figure_image(figure)
     plt.close(figure)
     return picture
@@ -109,7 +109,8 @@ def _gif(
         for _, x in config.sample.solver.trajectory(bind(flow, labels), x0):
             states.append(x)
     pick = np.unique(np.linspace(0, len(states) - 1, 40).round().astype(int))
-    frames = [image_grid(to_uint8(states[i]), columns=columns).convert("P") for i in pick]
+    grids = (image_grid(to_uint8(states[i]), columns=columns, smallest=_CELL) for i in pick)
+    frames = [grid.convert("P") for grid in grids]
     times = [60] * (len(frames) - 1) + [1500]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
 
