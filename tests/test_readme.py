@@ -14,7 +14,10 @@ from made_data import MAKERS
 from test_processes import ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
-SHORT = "train.steps=4 train.batch=8 network.channels=8 network.heads=2 sample.solver.steps=2"
+SHORT = (
+    "train.steps=4 train.batch=8 train.sample_every_steps=4 train.samples=4"
+    " network.channels=8 network.heads=2 sample.solver.steps=2"
+)
 PROGRAMS = {
     "flowmatch": "-m flowmatch",
     "accelerate launch": "-m accelerate.commands.launch",
@@ -32,9 +35,8 @@ def command(line: str) -> list[str]:
     for name, module in PROGRAMS.items():
         if line.startswith(name):
             words = [sys.executable, *module.split(), *shlex.split(line)[len(name.split()) :]]
-            if "train.py" in words or "train" in words:
-                short = SHORT if "-c" in words else ""
-                words += [w for w in short.split() if w.split("=")[0] not in line]
+            if "-c" in words:
+                words += [w for w in SHORT.split() if w.split("=")[0] not in line]
             return [w.replace("step0200000", "step0000004") for w in words]
     raise AssertionError(f"a documented command that no test runs: {line}")
 

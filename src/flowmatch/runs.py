@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -122,17 +123,19 @@ def load(
     return load_flow(config, folder / _WEIGHT_FILES[weights], device=device)
 
 
-def open_run(run_dir: str | Path, checkpoint: str = "latest") -> tuple[Config, Path]:
-    """The config and checkpoint folder of a run directory or of a checkpoint folder."""
+def open_run(
+    run_dir: str | Path, checkpoint: str = "latest", *, overrides: Sequence[str] = ()
+) -> tuple[Config, Path]:
+    """The config (with overrides) and the checkpoint of a run directory or checkpoint folder."""
     path = Path(run_dir)
     if (path / "model.safetensors").is_file():
-        return load_config(path / "config.yaml"), path
+        return load_config(path / "config.yaml", overrides), path
     if not (path / "config.yaml").is_file():
         raise ValueError(f"{path} is no run directory: it has no config.yaml")
     folder = find_checkpoint(path, checkpoint)
     if folder is None:
         raise ValueError(f"{path} has no checkpoint yet; train it first")
-    return load_config(folder / "config.yaml"), folder
+    return load_config(folder / "config.yaml", overrides), folder
 
 
 def load_flow(config: Config, weights: Path, *, device: torch.device | str = "cpu") -> Flow:

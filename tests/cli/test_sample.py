@@ -100,6 +100,15 @@ def test_class_and_guidance(flowmatch, trained, tmp_path):
     assert (record["label"], record["guidance"], record["nfe"]) == (7, 2.0, 8)
 
 
+def test_overrides(flowmatch, trained, tmp_path):
+    arguments = ("--n_samples", 2, "--save_dir", tmp_path / "a", "sample.solver.steps=3")
+    assert flowmatch("sample", trained, *arguments)[0] == 0
+    assert json.loads((tmp_path / "a/sampling.json").read_text())["nfe"] == 6
+    code, _, err = flowmatch("sample", trained, "other", *arguments)
+    assert code == 2
+    assert "one run directory" in err
+
+
 def test_an_adaptive_solver_reports_what_it_spent(flowmatch, trained, tmp_path):
     arguments = ("--n_samples", 2, "--sampling_method", "dopri5", "--save_dir", tmp_path / "a")
     assert flowmatch("sample", trained, *arguments)[0] == 0

@@ -18,9 +18,14 @@ def sample(
     save_dir: Annotated[
         Path, typer.Option("--save_dir", "--save-dir", help="Folder for the samples.")
     ],
-    run_dir: Annotated[
-        Path | None,
-        typer.Argument(help="A run directory: its config and newest EMA weights are used."),
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN_DIR] [KEY.PATH=VALUE]...",
+            help="A run directory, whose config and newest EMA weights are used; changes to the"
+            " config.",
+            show_default=False,
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option("-c", "--config", help="Config, together with --weights.")
@@ -70,14 +75,18 @@ def sample(
     from flowmatch.runs import load_flow, open_run
     from flowmatch.training.distributed import describe, start_processes
 
-    if run_dir is not None and (config or weights):
+    overrides = [word for word in words or [] if "=" in word]
+    run_dirs = [word for word in words or [] if "=" not in word]
+    if len(run_dirs) > 1:
+        raise ValueError(f"give one run directory, got {', '.join(run_dirs)}")
+    if run_dirs and (config or weights):
         raise ValueError("give a run directory, or -c CONFIG and --weights WEIGHTS; not both")
-    if run_dir is not None:
-        settings, folder = open_run(run_dir)
+    if run_dirs:
+        settings, folder = open_run(run_dirs[0], overrides=overrides)
         weights = folder / "model_ema.safetensors"
         solver = choose_solver(sampling_method, sampling_steps, settings.sample.solver)
     elif config is not None and weights is not None:
-        settings = load_config(config)
+        settings = load_config(config, overrides)
         solver = choose_solver(sampling_method, sampling_steps, None)
     else:
         raise ValueError("sample needs a run directory, or -c CONFIG and --weights WEIGHTS")
