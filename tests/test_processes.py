@@ -73,7 +73,8 @@ def test_accelerate_launches_both_doors(tiny, tmp_path):
     trained = run(*ACCELERATE, "train.py", "-c", tiny, "-e", tmp_path / "run", "-mp", "bf16")
     assert trained.returncode == 0, trained.stderr
     assert "1 process on cpu, bf16" in trained.stdout
-    module = run(*ACCELERATE, "-m", "flowmatch", "train", "-e", tmp_path / "run", "--resume")
+    launcher = (*ACCELERATE, "--mixed_precision", "bf16", "-m", "flowmatch", "train")
+    module = run(*launcher, "-e", tmp_path / "run", "--resume")
     assert module.returncode == 0, module.stderr
     assert "resuming at step 6" in module.stdout
 

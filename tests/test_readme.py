@@ -90,3 +90,32 @@ def test_links_and_pictures_exist():
         folder = (ROOT / document).parent
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
             assert target.startswith("http") or (folder / target).exists(), target
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_the_examples(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, path, "--steps", "5", "--out", tmp_path / "picture.png"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "picture.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["train_step", "sampler"])
+def test_the_benchmarks_run(name, tmp_path):
+    short = ["--rounds", "2", "--batch", "2", "--out", tmp_path / "line.jsonl"]
+    done = subprocess.run(
+        [sys.executable, ROOT / f"benchmarks/{name}.py", *short],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "line.jsonl").read_text().count("\n") == 1

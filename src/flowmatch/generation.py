@@ -22,7 +22,7 @@ import flowmatch
 from flowmatch.disk import require_space
 from flowmatch.flow import Flow
 from flowmatch.guidance import CountNFE, Guided
-from flowmatch.pictures import image_grid, scatter
+from flowmatch.pictures import columns_for, image_grid, scatter
 from flowmatch.sampling import noise, sample
 from flowmatch.solvers import SolverConfig
 from flowmatch.tensors import to_uint8
@@ -225,8 +225,8 @@ def _finish(flow: Flow, job: SampleJob, batches: list[range], record: dict[str, 
         first = torch.from_numpy(np.stack(arrays))
     if flow.shape is not None and len(flow.shape) == 3:
         first = first[:100].reshape(-1, *flow.shape[1:], flow.shape[0]).permute(0, 3, 1, 2)
-        columns = flow.num_classes if job.label is None and flow.num_classes else None
-        sheet = image_grid(first, columns=columns if columns and columns <= 20 else None)
+        columns = columns_for(flow.num_classes) if job.label is None else None
+        sheet = image_grid(first, columns=columns)
     else:
         sheet = scatter(first)
     sheet.save(job.save_dir / "contact-sheet.png")

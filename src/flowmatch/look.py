@@ -30,7 +30,7 @@ def look(run_dir: Path, out_dir: Path, *, seed: int = 0, rows: int = 8) -> list[
         run_dir: a run directory with a checkpoint.
         out_dir: where `samples.png`, `nearest.png`, `trajectory.gif` and `loss.png` go.
         seed: of the samples.
-        rows: images of each class (or rows of ten, for an unconditional model).
+        rows: images of each of the first ten classes, or rows of ten without classes.
     Raises:
         ValueError: no run, no checkpoint, or no images.
     """
@@ -38,7 +38,7 @@ def look(run_dir: Path, out_dir: Path, *, seed: int = 0, rows: int = 8) -> list[
     flow = load(run_dir)
     if flow.shape is None or len(flow.shape) != 3:
         raise ValueError(f"{run_dir} makes no images; draw its samples with --format npz")
-    columns = flow.num_classes or 10
+    columns = min(flow.num_classes or 10, 10)  # of many classes, the first ten
     labels = torch.arange(rows * columns) % columns if flow.num_classes else None
     x0 = noise(range(rows * columns), flow.shape, stream=seed)
     x1 = sample(flow, x0, config.sample.solver, labels)

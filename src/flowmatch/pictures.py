@@ -36,6 +36,11 @@ def image_grid(
     return Image.fromarray(sheet.permute(1, 2, 0).numpy())
 
 
+def columns_for(num_classes: int | None) -> int | None:
+    """Columns of a grid of samples whose classes come in turn: one a class, if they are few."""
+    return num_classes if num_classes is not None and num_classes <= 20 else None
+
+
 def scatter(points: Tensor, *, labels: Tensor | None = None, size: int = 512) -> Image.Image:
     """Points [N, D] as a square picture of their first two coordinates."""
     import matplotlib.pyplot as plt

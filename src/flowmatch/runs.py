@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Weights = Literal["ema", "model"]
+_CONFIG_PARTIAL = ".config.yaml.partial"
 _WEIGHT_FILES: dict[str, str] = {"ema": "model_ema.safetensors", "model": "model.safetensors"}
 
 
@@ -94,7 +95,7 @@ def build_trainer(
     check_space(run_dir, flow, config)
     if on_main:
         if overwrite and resume is None and run_dir.exists():
-            shutil.rmtree(run_dir)
+            _delete(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         trainer.checkpoints.clear_unfinished()
         write_config(run_dir, config)
@@ -209,13 +210,24 @@ def new_run_dir() -> Path:
 
 def write_config(run_dir: Path, config: Config) -> None:
     """Write the resolved config.yaml of a run, whole or not at all."""
-    partial = run_dir / ".config.yaml.partial"
+    partial = run_dir / _CONFIG_PARTIAL
     partial.write_text(to_yaml(config))
     os.replace(partial, run_dir / "config.yaml")
 
 
+def _delete(run_dir: Path) -> None:
+    """Delete a run, renamed first: a kill midway leaves no half of it under its name."""
+    doomed = run_dir.with_name(f".{run_dir.name}.deleted")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    run_dir.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def _refuse_existing(run_dir: Path, overwrite: bool, accelerator: Accelerator) -> None:
-    taken = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
+    taken = run_dir.exists()
+    if run_dir.is_dir():  # a run that was killed while it wrote its config holds nothing yet
+        taken = any(p.name != _CONFIG_PARTIAL for p in run_dir.iterdir())
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     if not taken:
         return

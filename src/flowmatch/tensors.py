@@ -52,6 +52,14 @@ def batch_time(t: float | Tensor, x: Tensor) -> Tensor:
     return t
 
 
+def send(x: Tensor, device: torch.device | str) -> Tensor:
+    """`x` on `device`, without making the host wait: to a GPU through pinned memory."""
+    device = torch.device(device)
+    if x.device.type == "cpu" and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] to uint8 in [0, 255]: clamp, then round to nearest (never truncate)."""
     return images.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)

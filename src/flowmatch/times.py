@@ -72,8 +72,9 @@ class LogitNormal(TimeDensity):
             raise ValueError(f"logit_normal needs std > 0, got {self.std}")
 
     def quantile(self, u: Tensor) -> Tensor:
-        # a draw of exactly 0 would be infinitely far out; the smallest normal number is 13 sigmas
-        z = torch.special.ndtri(u.clamp(torch.finfo(u.dtype).tiny, 1 - torch.finfo(u.dtype).eps))
+        # a draw of exactly 0 would be infinitely far out
+        far = 1 - torch.finfo(u.dtype).eps
+        z = math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-far, far))
         return torch.sigmoid(self.mean + self.std * z)
 
     def density(self, t: Tensor) -> Tensor:

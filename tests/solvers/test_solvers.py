@@ -10,7 +10,17 @@ from torchdiffeq import odeint
 from closed_form import GaussianFlow, PointsFlow
 from flowmatch.guidance import CountNFE
 from flowmatch.sampling import bind, sample
-from flowmatch.solvers import RK4, Dopri5, Euler, FixedStep, Heun, Midpoint, SolverConfig, by_name
+from flowmatch.solvers import (
+    RK4,
+    Dopri5,
+    Euler,
+    FixedStep,
+    Heun,
+    Midpoint,
+    SolverConfig,
+    Stalled,
+    by_name,
+)
 
 SOLVERS = list(get_args(get_args(SolverConfig)[0]))
 FIXED = [s for s in SOLVERS if issubclass(s, FixedStep)]
@@ -175,9 +185,9 @@ def test_a_stalled_dopri5_names_the_time_and_ends():
     def wall(x, t, cond=None):
         return torch.where(t[:, None] > 0.5, float("nan"), 1.0) * torch.ones_like(x)
 
-    with pytest.raises(RuntimeError, match=r"stalled at t=0\.(4|5)"):
+    with pytest.raises(Stalled, match=r"stalled at t=0\.(4|5)"):
         sample(wall, torch.zeros(2, 2), Dopri5())
-    with pytest.raises(RuntimeError, match="3 steps were not enough"):
+    with pytest.raises(Stalled, match="3 steps were not enough"):
         sample(GaussianFlow(), torch.randn(2, 2), Dopri5(max_steps=3, rtol=1e-9, atol=1e-9))
 
 

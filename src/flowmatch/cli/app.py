@@ -6,9 +6,11 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from flowmatch import __version__
 from flowmatch.cli.arguments import normalise
 from flowmatch.cli.import_ import import_
 from flowmatch.cli.look import look
@@ -16,13 +18,27 @@ from flowmatch.cli.sample import sample
 from flowmatch.cli.train import train
 
 app = typer.Typer(
-    help="Train, sample and look at flow-matching generative models.",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     no_args_is_help=True,
+    invoke_without_command=True,
 )
+
+
+@app.callback()
+def _version(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train, sample and look at flow-matching generative models."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
 app.command()(train)
 app.command()(sample)
 app.command()(look)
@@ -50,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _sentence(error: Exception) -> tuple[str, int]:
     """What to tell the user, and the exit code."""
+    from flowmatch.solvers import Stalled
     from flowmatch.training.trainer import TrainingFailed
 
     if isinstance(error, ValueError):
@@ -57,7 +74,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" ({error.filename})" if error.filename else ""
         return f"no space left on the disk{where}; what was finished before is intact", 1
-    if isinstance(error, TrainingFailed | OSError):
+    if isinstance(error, TrainingFailed | Stalled | OSError):
         return str(error), 1
     if _is_torch_out_of_memory(error):
         return "out of memory; lower train.batch or --bspp, or raise train.accumulate", 1

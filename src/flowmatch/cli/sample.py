@@ -69,7 +69,7 @@ def sample(
     ] = "no",
 ) -> None:
     """Draw samples: from RUN_DIR, or from -c CONFIG and --weights WEIGHTS."""
-    from flowmatch.cli.train import _PRECISIONS
+    from flowmatch.cli.train import PRECISIONS
     from flowmatch.config import load_config
     from flowmatch.generation import SampleJob, generate, hash_weights
     from flowmatch.runs import load_flow, open_run
@@ -91,7 +91,7 @@ def sample(
     else:
         raise ValueError("sample needs a run directory, or -c CONFIG and --weights WEIGHTS")
     flow = load_flow(settings, weights)
-    accelerator = start_processes(_PRECISIONS[mixed_precision])  # type: ignore[arg-type]
+    accelerator = start_processes(PRECISIONS[mixed_precision])  # type: ignore[arg-type]
     job = SampleJob(
         count=n_samples,
         save_dir=save_dir,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-_PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
+PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
 
 def train(
@@ -53,8 +54,11 @@ def train(
     from flowmatch.training.distributed import describe, start_processes
 
     changes = list(overrides or [])
+    launched_with = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed_precision is None and launched_with != "no":  # accelerate launch --mixed_precision
+        changes.append(f"train.precision={launched_with}")
     if mixed_precision is not None:
-        changes.append(f"train.precision={_PRECISIONS[mixed_precision]}")
+        changes.append(f"train.precision={PRECISIONS[mixed_precision]}")
     if resume is not None and overwrite:
         raise ValueError("--resume goes on with a run and --overwrite deletes it; choose one")
     if resume is not None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowmatch.data.batch import Batch
 from flowmatch.data.dataset import Dataset
+from flowmatch.tensors import send
 
 
 class MemoryArrays(Dataset):
@@ -43,7 +44,7 @@ class MemoryArrays(Dataset):
         return len(self.x)
 
     def raw(self, indices: Tensor, uniforms: Tensor | None) -> Batch:
-        indices = indices.to(self.x.device)
+        indices = send(indices, self.x.device)
         cond = {} if self.labels is None else {"label": self.labels.index_select(0, indices)}
         return Batch(self.x.index_select(0, indices), cond)
 
@@ -86,7 +87,7 @@ class MemoryImages(MemoryArrays):
         batch = super().raw(indices, uniforms)
         if not self.flip or uniforms is None:
             return batch
-        mirrored = uniforms[:, 0].to(batch.x1.device).lt(0.5)[:, None, None, None]
+        mirrored = send(uniforms[:, 0], batch.x1.device).lt(0.5)[:, None, None, None]
         return Batch(torch.where(mirrored, batch.x1.flip(-1), batch.x1), batch.cond)
 
     def _with(self, x: Tensor, labels: Tensor | None) -> Self:

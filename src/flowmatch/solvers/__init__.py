@@ -12,6 +12,7 @@ from flowmatch.solvers.midpoint import Midpoint as Midpoint
 from flowmatch.solvers.rk4 import RK4 as RK4
 from flowmatch.solvers.solver import FixedStep as FixedStep
 from flowmatch.solvers.solver import Solver as Solver
+from flowmatch.solvers.solver import Stalled as Stalled
 from flowmatch.solvers.solver import TimeField as TimeField
 
 SolverConfig = Annotated[Euler | Midpoint | Heun | RK4 | Dopri5, Field(discriminator="kind")]

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from flowmatch.solvers.solver import Solver, TimeField
+from flowmatch.solvers.solver import Solver, Stalled, TimeField
 from flowmatch.tensors import batch_time, expand_like, mean_flat
 
 # The tableau of Dormand & Prince 1980, table 2: nodes, stages, and weights of orders 5 and 4.
@@ -62,7 +62,7 @@ class Dopri5(Solver):
         """Yield `(t of the slowest sample, x)` after each tried step.
 
         Raises:
-            RuntimeError: the step size fell to the resolution of the time, or `max_steps` passed.
+            Stalled: the step size fell to the resolution of the time, or `max_steps` passed.
         """
         safe = self.ends_at_data(t0, t1)
         end = max(t0, 1 - 1e-3) if safe else t1
@@ -131,7 +131,7 @@ class Dopri5(Solver):
 
     def _give_up(self, why: str, t: Tensor, error: Tensor, which: Tensor) -> None:
         i = int(which.nonzero()[0])
-        raise RuntimeError(
+        raise Stalled(
             f"dopri5 stalled at t={float(t[i]):.6g} with a scaled error of {float(error[i]):.3g}:"
             f" {why}; loosen rtol={self.rtol:g} and atol={self.atol:g}, raise max_steps, or use a"
             " fixed-step solver such as heun"

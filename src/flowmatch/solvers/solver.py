@@ -16,6 +16,10 @@ TimeField = Callable[[Tensor, float | Tensor], Tensor]
 """`f(x [B, *D], t) -> dx/dt [B, *D]`; `t` is a number, or [B] where each sample has its own."""
 
 
+class Stalled(RuntimeError):
+    """An adaptive solver cannot go on; the message says where it stood and what to change."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Solver(Component, ABC):
     """An integrator of `dx/dt = f(x, t)` from `t0` to `t1`, forward or backward.

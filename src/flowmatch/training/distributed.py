@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -56,8 +57,9 @@ class StopRequest:
         self._pending: tuple[dist.Work | None, torch.Tensor] | None = None
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
         if dist.is_initialized() and dist.get_world_size() > 1:
             group = dist.new_group(backend="gloo")
             assert isinstance(group, dist.ProcessGroup)  # this process is in it

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowmatch.data import Batch, Dataset, ShuffledOrder, stream
 from flowmatch.flow import Cond, Flow
 from flowmatch.losses import Draws, FlowMatching
-from flowmatch.pictures import image_grid, scatter
+from flowmatch.pictures import columns_for, image_grid, scatter
 from flowmatch.sampling import noise, sample
 from flowmatch.solvers import Solver
 from flowmatch.tensors import to_uint8
@@ -146,6 +146,8 @@ class Trainer:
                     saved = self.step
                 if _due(self.step, config.sample_every):
                     self._save_samples(tracker)
+                if saved == self.step or _due(self.step, config.sample_every):
+                    self._meter.restart_clock(self.images)
         if saved != self.step:
             self._save()
         path = self.checkpoints.folder / f"step{self.step:07d}"
@@ -242,7 +244,7 @@ class Trainer:
             with self.accelerator.autocast():
                 x1 = sample(self.ema.module, x0, self.solver, labels)
             picture = (
-                image_grid(to_uint8(x1), columns=classes)
+                image_grid(to_uint8(x1), columns=columns_for(classes))
                 if self.is_image
                 else scatter(x1, labels=labels)
             )
@@ -272,6 +274,10 @@ class _Meter:
         self._bad = torch.full((), torch.inf, device=accelerator.device)
         self.grad_norm: Tensor | None = None
         self._steps: set[int] = set()
+        self.restart_clock(images)
+
+    def restart_clock(self, images: int) -> None:
+        """Leave out of the rate what was done besides training."""
         self._since, self._images = time.perf_counter(), images
 
     def add(self, loss: Tensor, step: int) -> None:
@@ -283,9 +289,8 @@ class _Meter:
     def read(self, images: int) -> dict[str, Any]:
         """Mean loss since the last call, over all processes, and the rate; starts anew."""
         loss = self._accelerator.reduce(self._loss, "mean").item() / max(len(self._steps), 1)
-        now = time.perf_counter()
-        rate = (images - self._images) / (now - self._since)
-        self._since, self._images = now, images
+        rate = (images - self._images) / (time.perf_counter() - self._since)
+        self.restart_clock(images)
         self._loss.zero_()
         self._steps.clear()
         metrics: dict[str, Any] = {"loss": loss, "images_per_second": rate}

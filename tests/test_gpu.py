@@ -1,0 +1,63 @@
+"""What only a GPU can show: steps that never wait, half precision, agreement with the CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+import flowmatch as fm
+from flowmatch.config import load_config
+from flowmatch.runs import build_trainer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def build(config: Path, run_dir: Path, *overrides: str, resume: str | None = None):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return build_trainer(load_config(config, overrides), run_dir, resume=resume)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_never_waits_for_the_device(tiny, tmp_path, precision):
+    trainer = build(tiny, tmp_path / "run", f"train.precision={precision}")
+    for _ in range(3):
+        trainer.train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_precision_learns_and_resumes(tiny, tmp_path, precision):
+    options = (f"train.precision={precision}", "train.steps=60", "train.lr=3e-3")
+    options += ("train.save_every_steps=30", "train.keep_last=9", "train.log_every_steps=10")
+    trainer = build(tiny, tmp_path / "run", *options)
+    assert trainer.channels_last
+    result = trainer.run()
+    final = load_file(result.checkpoint / "model.safetensors")
+    halfway = str(tmp_path / "run/ckpt/step0000030")
+    again = build(tiny, tmp_path / "run", *options, resume=halfway).run()
+    for name, value in load_file(again.checkpoint / "model.safetensors").items():
+        torch.testing.assert_close(value, final[name], rtol=1e-2, atol=1e-3)
+
+
+def test_samples_agree_with_the_cpu(trained):
+    x0 = fm.noise(range(8), (1, 8, 8))
+    labels = torch.arange(8)
+    solver = fm.solvers.Heun(steps=5)
+    on_cpu = fm.sample(fm.load(trained), x0, solver, labels)
+    on_gpu = fm.sample(fm.load(trained, device="cuda"), x0.cuda(), solver, labels.cuda())
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-2, atol=1e-2)
+
+
+def test_the_data_lives_on_the_device(tiny, tmp_path):
+    trainer = build(tiny, tmp_path / "run")
+    assert trainer.dataset.x.device.type == "cuda"
