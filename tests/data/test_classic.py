@@ -7,6 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+
+from flowmatch import data
 from made_data import (
     encoded,
     make_cifar10,
@@ -16,8 +18,6 @@ from made_data import (
     picture,
     write_parquet,
 )
-
-from flowmatch import data
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import get_args
 import pydantic
 import pytest
 import torch
-from made_data import MAKERS
 
 from flowmatch.data import DataConfig, MemoryImages
+from made_data import MAKERS
 
 FAMILIES = {
     cls.__dataclass_fields__["kind"].default: cls for cls in get_args(get_args(DataConfig)[0])

@@ -7,6 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
+
+from flowmatch.data import FFHQ, CelebA, ImageFolder, ImageNet
 from made_data import (
     make_celeba,
     make_ffhq,
@@ -15,9 +18,6 @@ from made_data import (
     picture,
     save,
 )
-from PIL import Image
-
-from flowmatch.data import FFHQ, CelebA, ImageFolder, ImageNet
 
 
 def folder(path, **settings) -> ImageFolder:

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_data import make_imagenet
 
 from flowmatch.data import ImageFolder, MemoryArrays, ShuffledOrder, stream
+from made_data import make_imagenet
 
 
 @pytest.fixture

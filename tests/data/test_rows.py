@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from made_data import encoded, make_hub, picture, write_parquet
 
 from flowmatch.data import Hub
+from made_data import encoded, make_hub, picture, write_parquet
 
 IMAGES = [encoded(picture(16, 16, key=k)) for k in range(4)]
 

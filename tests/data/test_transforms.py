@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_data import make_celeba, save
 from PIL import Image
 from PIL.Image import Resampling
 
 from flowmatch.data.transforms import AdmCentre, AdmRandom, ShortSide
+from made_data import make_celeba, save
 
 
 def coordinates(width: int, height: int) -> Image.Image:
