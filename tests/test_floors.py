@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src/flowmatch"
 FLOORS = [
-    {"tensors", "component", "disk"},
+    {"tensors", "randomness", "component", "disk"},
     {"paths", "couplings", "times", "solvers", "networks", "data", "metrics", "pictures"},
     {"flow", "guidance", "losses"},
     {"sampling", "interop"},
@@ -38,7 +38,7 @@ def imports(path: Path) -> set[str]:
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "flowmatch":
-            rooms |= {alias.name for alias in node.names}
+            rooms |= {alias.name for alias in node.names if not alias.name.startswith("__")}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flowmatch."):
             rooms.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from flowmatch.randomness import keyed_generator
 from flowmatch.sampling import noise
-from flowmatch.tensors import batch_time, expand_like, from_uint8, keyed_generator, to_uint8
+from flowmatch.tensors import batch_time, expand_like, from_uint8, to_uint8
 
 
 def test_uint8_is_clamped_and_rounded_never_truncated():

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from flowmatch.flow import Cond, Field, as_cond
+from flowmatch.randomness import keyed_generator
 from flowmatch.solvers import Heun, Solver, TimeField
-from flowmatch.tensors import batch_time, keyed_generator
+from flowmatch.tensors import batch_time
 
 
 def noise(seeds: Iterable[int], shape: tuple[int, ...], *, stream: int = 0) -> Tensor:

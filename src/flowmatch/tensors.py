@@ -1,8 +1,6 @@
-"""The helpers that every room shares: shapes, times, keyed randomness, uint8."""
+"""The helpers that every room shares: shapes, times, devices, uint8."""
 
 from __future__ import annotations
-
-import hashlib
 
 import torch
 from torch import Tensor
@@ -68,14 +66,3 @@ def to_uint8(images: Tensor) -> Tensor:
 def from_uint8(images: Tensor) -> Tensor:
     """Images in uint8 [0, 255] to float32 in [-1, 1]; `to_uint8` is its exact inverse."""
     return images.float().div_(127.5).sub_(1)
-
-
-def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that depends on its key alone, e.g. `("noise", seed, step, block)`.
-
-    All randomness of training and sampling comes from such generators. So nothing has to be saved
-    to resume exactly, and neither batch size nor the number of processes changes a draw.
-    """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    seed = int.from_bytes(digest, "little") >> 1  # 63 bits: manual_seed takes a signed integer
-    return torch.Generator(device).manual_seed(seed)

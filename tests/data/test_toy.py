@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowmatch.data import TOYS, Digits, Toy, toy
-from flowmatch.tensors import keyed_generator
+from flowmatch.randomness import keyed_generator
 
 
 @pytest.mark.parametrize("name", TOYS)

@@ -3,9 +3,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flowmatch.networks import UNet, UNetConfig
+from flowmatch.networks import Dropout, UNet, UNetConfig
 from flowmatch.networks.attention import AttentionBlock
 from flowmatch.networks.residual import ResidualBlock
+from flowmatch.randomness import Rows
 
 SMALL = {"channels": 48, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
 
@@ -161,3 +162,18 @@ def test_bad_values_are_refused(options, message):
 def test_shapes_that_do_not_fit_are_refused(options, shape, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         UNetConfig(**options).build(shape)
+
+
+def test_dropout_masks_belong_to_the_row_and_survive_recomputation():
+    layer = Dropout(0.25)
+    x = torch.ones(100, 4, 3, 3)
+    layer.rows = Rows((1, 2), 0, 100)
+    whole = layer(x)
+    assert torch.equal(layer(x), whole)  # recomputed activations see the same mask
+    torch.testing.assert_close(whole.unique(), torch.tensor([0, 1 / 0.75]))
+    assert whole.eq(0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    layer.rows = Rows((1, 2), 40, 70)
+    assert torch.equal(layer(x[40:70]), whole[40:70])
+    layer.rows = Rows((1, 3), 0, 100)
+    assert not torch.equal(layer(x), whole)
+    assert torch.equal(layer.eval()(x), x)

@@ -14,7 +14,7 @@ from flowmatch.data.dataset import Dataset, Split
 from flowmatch.data.decoded import decode_all
 from flowmatch.data.source import ArraySource
 from flowmatch.data.transforms import ShortSide
-from flowmatch.tensors import keyed_generator
+from flowmatch.randomness import keyed_generator
 
 TRAIN_FRACTION = 0.8
 

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from flowmatch.tensors import keyed_generator
+from flowmatch.randomness import keyed_generator
 
 
 class ShuffledOrder:

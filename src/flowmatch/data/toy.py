@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from flowmatch.component import Component
 from flowmatch.data.dataset import Dataset, Split
 from flowmatch.data.memory import MemoryArrays
-from flowmatch.tensors import keyed_generator
+from flowmatch.randomness import keyed_generator
 
 
 def moons(n: int, *, generator: Generator | None = None) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from flowmatch.networks.layers import Dropout, dropouts_of
 from flowmatch.networks.mlp import MLP, MLPConfig
 from flowmatch.networks.unet import UNet, UNetConfig
 
 NetworkConfig = Annotated[MLPConfig | UNetConfig, Field(discriminator="kind")]
 
-__all__ = ["MLP", "MLPConfig", "NetworkConfig", "UNet", "UNetConfig"]
+__all__ = ["MLP", "Dropout", "MLPConfig", "NetworkConfig", "UNet", "UNetConfig", "dropouts_of"]

@@ -1,4 +1,4 @@
-"""The small layers that the blocks of a U-Net share: norm, zero start, resampling."""
+"""The small layers that the blocks of a U-Net share: norm, zero start, dropout, resampling."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from flowmatch.randomness import Rows
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -29,6 +31,36 @@ def zero_init(layer: Layer) -> Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask belongs to the sample, whatever batch it is computed in.
+
+    Who trains sets `rows` before each forward pass (see `dropouts_of`): the masks are functions
+    of its key and of the row, so a batch may be split over processes and parts. They stay the same
+    until it is set again, as recomputing activations wants. Without `rows` this is `nn.Dropout`.
+
+    Args:
+        p: probability of dropping a value, in [0, 1).
+    Source: Srivastava et al. 2014.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.rows: Rows | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, *D] -> [B, *D]."""
+        if self.rows is None or not self.training or self.p == 0:
+            return F.dropout(x, self.p, training=self.training)
+        kept = self.rows.draw(tuple(x.shape[1:]), device=x.device) >= self.p
+        return x * kept.to(x.dtype) / (1 - self.p)
+
+
+def dropouts_of(network: nn.Module) -> list[Dropout]:
+    """The dropout layers of a network, in a fixed order: number i takes purpose ("dropout", i)."""
+    return [layer for layer in network.modules() if isinstance(layer, Dropout) and layer.p > 0]
 
 
 class Downsample(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from flowmatch.networks.layers import conv3x3, group_norm, zero_init
+from flowmatch.networks.layers import Dropout, conv3x3, group_norm, zero_init
 
 
 class ResidualBlock(nn.Module):
@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
         self.out_layers = nn.Sequential(
             group_norm(outputs),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             zero_init(conv3x3(outputs, outputs)),
         )
         self.skip_connection = (

@@ -8,21 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowmatch.data.order import ShuffledOrder
+from flowmatch.data import UNIFORMS, ShuffledOrder
 from flowmatch.losses import Draws
-from flowmatch.tensors import keyed_generator
-
-BLOCK = 32
-"""Samples drawn by one generator. Part of what a seed means: changing it changes every run."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The rows `start:stop` of the global batch of a step: what one process computes at once."""
-
-    step: int
-    start: int
-    stop: int
+from flowmatch.randomness import Rows, keyed_generator
 
 
 @dataclass(frozen=True)
@@ -51,61 +39,42 @@ class Split:
 
     @property
     def size(self) -> int:
-        """Rows of one slice."""
+        """Rows of one part."""
         return self.batch // (self.processes * self.accumulate)
 
-    def slices(self, step: int) -> list[Slice]:
+    def parts(self, seed: int, step: int) -> list[Rows]:
         """This process's parts of a step's batch, in the order of computation."""
-        first = (part * self.processes + self.rank for part in range(self.accumulate))
-        return [Slice(step, i * self.size, (i + 1) * self.size) for i in first]
+        numbers = (part * self.processes + self.rank for part in range(self.accumulate))
+        return [Rows((seed, step), i * self.size, (i + 1) * self.size) for i in numbers]
 
 
 def requests(
     order: ShuffledOrder, split: Split, *, seed: int, step: int, images: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What to load from `step` on, for ever: data indices and uniform numbers [b, 4] of each slice.
+    """What to load from `step` on, for ever: data indices and uniform numbers [b, 4] of each part.
 
     `images` is how many were seen before `step`: the position in the shuffled order.
     """
     while True:
-        for part in split.slices(step):
+        for part in split.parts(seed, step):
             indices = order.indices(images + part.start, images + part.stop)
-            yield indices, _in_blocks("augment", seed, part, (4,), "uniform", torch.device("cpu"))
+            yield indices, part.for_purpose("augment").draw((UNIFORMS,))
         step, images = step + 1, images + split.batch
 
 
-def draw(part: Slice, shape: tuple[int, ...], *, seed: int, device: torch.device) -> Draws:
-    """Source noise, time and label-drop numbers of a slice, drawn on `device`."""
-    uniforms = _in_blocks("times", seed, part, (2,), "uniform", device)
-    noise = _in_blocks("source", seed, part, shape, "normal", device)
+def draw(part: Rows, shape: tuple[int, ...], *, device: torch.device) -> Draws:
+    """Source noise, time and label-drop numbers of a part of the batch, drawn on `device`."""
+    uniforms = part.for_purpose("time").draw((2,), device=device)
+    noise = part.for_purpose("source").draw(shape, law="normal", device=device)
     return Draws(noise, uniforms[:, 0], uniforms[:, 1])
 
 
-def seed_dropout(part: Slice, *, seed: int, device: torch.device) -> None:
-    """Make torch's own generators, which dropout draws from, a function of the slice.
-
-    The masks of a slice are drawn at once, so they are the one thing that another split changes.
-    """
-    key = keyed_generator("dropout", seed, part.step, part.start).initial_seed()
+def seed_the_rest(part: Rows, *, device: torch.device) -> None:
+    """Make torch's own generators follow from the step too, for networks that draw from them."""
+    key = keyed_generator(*part.key, "rest", part.start).initial_seed()
     # not torch.manual_seed: that formats a stack trace for devices that are not there
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         torch.cuda.manual_seed(key)
     elif device.type == "mps":
         torch.mps.manual_seed(key)
-
-
-def _in_blocks(
-    purpose: str, seed: int, part: Slice, shape: tuple[int, ...], law: str, device: torch.device
-) -> Tensor:
-    """Draw whole blocks and cut the slice out, so that the split does not change a number."""
-    first, last = part.start // BLOCK, (part.stop - 1) // BLOCK
-    out = torch.empty((last - first + 1) * BLOCK, *shape, device=device)
-    for i, block in enumerate(range(first, last + 1)):
-        generator = keyed_generator(purpose, seed, part.step, block, device=device)
-        rows = out[i * BLOCK : (i + 1) * BLOCK]
-        if law == "normal":
-            rows.normal_(generator=generator)
-        else:
-            rows.uniform_(generator=generator)
-    return out[part.start - first * BLOCK : part.stop - first * BLOCK]

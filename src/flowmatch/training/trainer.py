@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from flowmatch.data import Batch, Dataset, ShuffledOrder, stream
 from flowmatch.flow import Cond, Flow
 from flowmatch.losses import Draws, FlowMatching
+from flowmatch.networks import dropouts_of
 from flowmatch.pictures import columns_for, image_grid, scatter
 from flowmatch.sampling import noise, sample
 from flowmatch.solvers import Solver
 from flowmatch.tensors import to_uint8
 from flowmatch.training.checkpoint import Checkpoints, fit_weights, read_state, read_weights
 from flowmatch.training.distributed import StopRequest
-from flowmatch.training.draws import Split, draw, requests, seed_dropout
+from flowmatch.training.draws import Split, draw, requests, seed_the_rest
 from flowmatch.training.ema import EMA
 from flowmatch.training.settings import TrainConfig
 from flowmatch.training.tracking import Tracker
@@ -100,6 +101,7 @@ class Trainer:
         if self.channels_last:
             flow.to(memory_format=torch.channels_last)
         self.ema = EMA(flow)
+        self.dropouts = dropouts_of(flow)
         optimizer = config.optimizer.build(flow.parameters(), config.lr)
         self.objective, self.optimizer = accelerator.prepare(_Objective(flow, loss), optimizer)
         self.checkpoints = Checkpoints(run_dir)
@@ -155,16 +157,17 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimizer step on one global batch; nothing in it waits for the device."""
-        config, parts = self.config, self.split.slices(self.step)
+        config, parts = self.config, self.split.parts(self.config.seed, self.step)
         lr = config.lr_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         for i, part in enumerate(parts):
             batch = next(self._batches)
-            draws = draw(part, self.dataset.shape, seed=config.seed, device=self.device)
+            draws = draw(part, self.dataset.shape, device=self.device)
             x1, draws = self._in_layout(batch.x1, draws)
-            # what is left to torch's own generator, dropout, follows from the step too
-            seed_dropout(part, seed=config.seed, device=self.device)
+            for number, layer in enumerate(self.dropouts):
+                layer.rows = part.for_purpose("dropout", number)
+            seed_the_rest(part, device=self.device)
             last = i + 1 == len(parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
                 loss = self.objective(x1, self._conditions(batch.cond), draws) / len(parts)
