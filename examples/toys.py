@@ -17,7 +17,7 @@ def train(draw, steps: int) -> fm.Flow:
     """A flow from the standard normal to the density that `draw(n)` draws from."""
     flow = fm.Flow(fm.networks.MLP(dim=2, width=192))
     loss = fm.losses.FlowMatching(time=fm.times.LogitNormal())
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=4e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src/flowmatch"
 FLOORS = [
-    {"tensors", "randomness", "component", "disk"},
+    {"tensors", "randomness", "component", "room"},
     {"paths", "couplings", "times", "solvers", "networks", "data", "metrics", "pictures"},
     {"flow", "guidance", "losses"},
     {"sampling", "interop"},

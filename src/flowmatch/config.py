@@ -68,13 +68,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ValueError: no such file (names the nearest), or no YAML mapping.
     """
     path = Path(path).expanduser()
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file; a config is a YAML file")
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ValueError(f"there is no config file {path}{_nearest(path.name, near)}")
     try:
         node = OmegaConf.load(path)
         content = OmegaConf.to_container(node, resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping with data, network and train; it does not")
@@ -99,7 +101,7 @@ def parse_config(
             OmegaConf.create(dict(content)), OmegaConf.from_dotlist([*overrides])
         )
         return _CONFIG.validate_python(OmegaConf.to_container(merged, resolve=True))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         mistakes = [_explain(e) for e in error.errors(include_url=False)]

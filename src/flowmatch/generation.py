@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -19,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 import flowmatch
-from flowmatch.disk import require_space
 from flowmatch.flow import Flow
 from flowmatch.guidance import CountNFE, Guided
 from flowmatch.pictures import columns_for, image_grid, scatter
+from flowmatch.room import require_space
 from flowmatch.sampling import noise, sample
 from flowmatch.solvers import SolverConfig
 from flowmatch.tensors import to_uint8
@@ -75,6 +76,8 @@ class SampleJob:
             raise ValueError(
                 f"class {self.label} is outside the model's classes 0 to {classes - 1}"
             )
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"--guidance must be a finite number, got {self.guidance}")
         if self.guidance != 1 and classes is None:
             raise ValueError("guidance needs a class-conditional model; leave out --guidance")
         assert flow.shape is not None
@@ -98,7 +101,8 @@ def generate(flow: Flow, job: SampleJob, accelerator: Accelerator) -> dict[str, 
     flow = flow.to(accelerator.device)
     began, counted = time.perf_counter(), CountNFE(flow)
     field = counted if job.guidance == 1 else Guided(counted, job.guidance)
-    batches = [range(a, min(a + job.batch, job.count)) for a in range(0, job.count, job.batch)]
+    starts = range(_held(job), job.count, job.batch)
+    batches = [range(a, min(a + job.batch, job.count)) for a in starts]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     todo = [b for b in mine if not _done(job, b)]
     bar = None
@@ -122,7 +126,7 @@ def generate(flow: Flow, job: SampleJob, accelerator: Accelerator) -> dict[str, 
     drawn = sum(map(len, todo))
     if accelerator.is_main_process:
         record["nfe"] = calls / drawn if drawn else record["nfe"]
-        record |= {"count": job.count, "seconds": round(time.perf_counter() - began, 3)}
+        record |= {"seconds": round(time.perf_counter() - began, 3)}
         _finish(flow, job, batches, record)
     accelerator.wait_for_everyone()
     return record
@@ -134,6 +138,7 @@ def hash_weights(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+_SAMPLE = re.compile(r"\d{5,}\.png")
 _WHAT_MAKES_A_SAMPLE = ("weights", "solver", "seed", "label", "guidance", "format")
 
 
@@ -158,7 +163,7 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another --save_dir")
     if path.exists():
-        before = json.loads(path.read_text())
+        before = _read_record(path)
         other = [k for k in _WHAT_MAKES_A_SAMPLE if before.get(k) != json_like(record[k])]
         if other:
             changes = "; ".join(f"{k} was {before.get(k)}, is {record[k]}" for k in other)
@@ -166,13 +171,32 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
                 f"{folder} holds samples of another setting ({changes}); choose another --save_dir"
             )
         return
-    if folder.is_dir() and any(re.fullmatch(r"\d{5,}\.png", p.name) for p in folder.iterdir()):
+    if folder.is_dir() and any(_SAMPLE.fullmatch(p.name) for p in folder.iterdir()):
         raise ValueError(
             f"{folder} holds images but no sampling.json, so they may not be ours; choose another"
             " --save_dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _replace(path, json.dumps(record, indent=2).encode())
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged; remove it and its samples, or choose another folder")
+    return record
+
+
+def _held(job: SampleJob) -> int:
+    """Samples in a finished npz, which are kept; of PNG files each is looked for by its name."""
+    path = job.save_dir / "samples.npz"
+    if job.format != "npz" or not path.exists():
+        return 0
+    with np.load(path) as archive:
+        return len(archive["samples"])
 
 
 def json_like(value: Any) -> Any:
@@ -213,16 +237,19 @@ def _finish(flow: Flow, job: SampleJob, batches: list[range], record: dict[str, 
     """Join parts, draw the contact sheet, and complete the record."""
     shown = range(min(job.count, 100))
     if job.format == "npz":
-        loaded = [np.load(_part(job, b)) for b in batches]
+        finished = job.save_dir / "samples.npz"
+        files = [finished] * finished.exists() + [_part(job, b) for b in batches]
+        loaded = [np.load(p) for p in files]
         samples, labels = (np.concatenate([p[k] for p in loaded]) for k in ("samples", "labels"))
         with (job.save_dir / ".samples.partial").open("wb") as file:
             np.savez(file, samples=samples, labels=labels)
         os.replace(job.save_dir / ".samples.partial", job.save_dir / "samples.npz")
-        shutil.rmtree(job.save_dir / ".parts")
-        first = torch.from_numpy(samples)
+        shutil.rmtree(job.save_dir / ".parts", ignore_errors=True)
+        first, record["count"] = torch.from_numpy(samples), len(samples)
     else:
         arrays = [np.asarray(Image.open(_png(job, i))) for i in shown]
         first = torch.from_numpy(np.stack(arrays))
+        record["count"] = sum(bool(_SAMPLE.fullmatch(p.name)) for p in job.save_dir.iterdir())
     if flow.shape is not None and len(flow.shape) == 3:
         first = first[:100].reshape(-1, *flow.shape[1:], flow.shape[0]).permute(0, 3, 1, 2)
         columns = columns_for(flow.num_classes) if job.label is None else None

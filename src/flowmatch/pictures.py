@@ -46,7 +46,7 @@ def scatter(points: Tensor, *, labels: Tensor | None = None, size: int = 512) ->
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(size / 100, size / 100), dpi=100)
-    axes = figure.add_axes((0.08, 0.06, 0.9, 0.92))
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96), xticks=[], yticks=[])
     xy = points.float().cpu().numpy()
     style = {} if labels is None else {"c": labels.cpu().numpy(), "cmap": "tab10"}
     axes.scatter(xy[:, 0], xy[:, 1], s=2, alpha=0.5, **style)

@@ -7,6 +7,7 @@ A run directory alone is enough to sample, to resume, or to go on with elsewhere
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -18,8 +19,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from flowmatch.config import Config, load_config, to_yaml
-from flowmatch.disk import require_space
 from flowmatch.flow import Flow
+from flowmatch.room import require_memory, require_space
 from flowmatch.training.checkpoint import (
     Checkpoints,
     fit_weights,
@@ -44,6 +45,13 @@ def build_flow(config: Config) -> Flow:
         ValueError: the network does not suit the data's shape.
     """
     shape = config.data.shape
+    try:
+        with torch.device("meta"):  # shapes without memory: an impossible size costs nothing
+            sketch = config.network.build(shape)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"the network cannot be built: {str(error).splitlines()[0]}") from None
+    parameters = sum(p.numel() for p in sketch.parameters())
+    require_memory(4 * parameters, f"{parameters:,} network parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = config.network.build(shape)
@@ -73,6 +81,8 @@ def build_trainer(
     """
     run_dir = Path(run_dir)
     accelerator = accelerator or start_processes(config.train.precision)
+    row = math.prod(config.data.shape)
+    require_memory(8 * config.train.batch * row, f"train.batch={config.train.batch} and its noise")
     dataset = config.data.build("train")
     check_labels(config, dataset.num_classes)
     flow = build_flow(config)
@@ -96,9 +106,13 @@ def build_trainer(
     if on_main:
         if overwrite and resume is None and run_dir.exists():
             _delete(run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_config(run_dir, config)
+        except OSError as error:
+            raise ValueError(f"cannot write to {run_dir}: {error.strerror}") from None
         trainer.checkpoints.clear_unfinished()
-        write_config(run_dir, config)
+        trainer.checkpoints.set_aside_after(trainer.step)
     accelerator.wait_for_everyone()
     return trainer
 
@@ -226,6 +240,8 @@ def _delete(run_dir: Path) -> None:
 
 def _refuse_existing(run_dir: Path, overwrite: bool, accelerator: Accelerator) -> None:
     taken = run_dir.exists()
+    if taken and not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is a file; choose another -e")
     if run_dir.is_dir():  # a run that was killed while it wrote its config holds nothing yet
         taken = any(p.name != _CONFIG_PARTIAL for p in run_dir.iterdir())
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
@@ -236,7 +252,5 @@ def _refuse_existing(run_dir: Path, overwrite: bool, accelerator: Accelerator) -
             f"{run_dir} exists; continue it with --resume, replace it with --overwrite, or choose"
             " another -e"
         )
-    if not run_dir.is_dir() or not (
-        (run_dir / "config.yaml").exists() or (run_dir / "ckpt").exists()
-    ):
+    if not (run_dir / "config.yaml").exists() and not (run_dir / "ckpt").exists():
         raise ValueError(f"{run_dir} is no run directory, so --overwrite will not delete it")

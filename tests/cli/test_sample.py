@@ -93,6 +93,30 @@ def test_npz(flowmatch, trained, tmp_path):
     assert not (tmp_path / "a/.parts").exists()
 
 
+def test_asking_for_fewer_loses_nothing(flowmatch, trained, tmp_path):
+    for kind in ("png", "npz"):
+        for count, held in ((5, 5), (3, 5), (7, 7), (7, 7)):
+            out = ("--save_dir", tmp_path / kind, "--format", kind, "--bspp", 2)
+            assert flowmatch("sample", trained, "--n_samples", count, *out)[0] == 0
+            record = json.loads((tmp_path / kind / "sampling.json").read_text())
+            assert record["count"] == held
+    archive = np.load(tmp_path / "npz/samples.npz")
+    assert archive["labels"].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    for i, image in enumerate(archive["samples"]):
+        stored = np.asarray(Image.open(tmp_path / f"png/{i:05d}.png")).astype(int)
+        assert abs(stored - image[:, :, 0]).max() <= 1
+
+
+def test_a_damaged_record(flowmatch, trained, tmp_path):
+    arguments = ("sample", trained, "--n_samples", 2, "--save_dir", tmp_path / "a")
+    flowmatch(*arguments)
+    for content in ("", "[]"):
+        (tmp_path / "a/sampling.json").write_text(content)
+        code, _, err = flowmatch(*arguments)
+        assert code == 2
+        assert "sampling.json is damaged" in err
+
+
 def test_class_and_guidance(flowmatch, trained, tmp_path):
     arguments = ("--n_samples", 2, "--class", 7, "--guidance", 2, "--save_dir", tmp_path / "a")
     assert flowmatch("sample", trained, *arguments)[0] == 0
@@ -129,6 +153,7 @@ MISTAKES = {
         ["--n_samples", "1", "--sampling_method", "dopri5", "--sampling_steps", "5"],
         "chooses its own steps",
     ),
+    "guidance": (["--n_samples", "1", "--guidance", "nan"], "finite number"),
     "two doors": (["--n_samples", "1", "-c", "x.yaml"], "not both"),
 }
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from flowmatch.cli.arguments import normalise
@@ -125,6 +126,13 @@ MISTAKES = {
     "classes": (["network.num_classes=5"], ["num_classes is 5", "has 10 classes"]),
     "attention": (["network.attention_resolutions=[16]"], ["heights [8, 4]"]),
     "batch": (["train.accumulate=5"], ["train.batch=16 cannot be dealt"]),
+    "list for a mapping": (["data=[1]"], ["tiny.yaml"]),
+    "not a number": (["train.ema.halflife_images=.nan"], ["train.ema.halflife_images"]),
+    "infinite": (["loss.time.std=.inf"], ["loss.time.std: input should be a finite number"]),
+    "a giant network": (["network.channels=1000000"], ["GiB of memory"]),
+    "an absurd network": (["network.channels=1000000000000000000000"], ["cannot be built"]),
+    "a giant batch": (["train.batch=100000000000"], ["train.batch=100000000000", "GiB"]),
+    "momentum": (["train.optimizer.betas=[1,2]"], ["betas lie in [0, 1)"]),
     "fp16 on a CPU": (["train.precision=fp16"], ["fp16 needs a CUDA device"]),
 }
 
@@ -150,7 +158,20 @@ def test_a_config_that_is_not_there(flowmatch, tiny, tmp_path):
     assert "did you mean tiny.yaml?" in err
 
 
-@pytest.mark.parametrize("text", ["a: [1, 2", "just a word", "- a\n- b", ""])
+def test_places_that_cannot_be(flowmatch, tiny, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for arguments, expected in (
+        (("-c", tmp_path, "-e", tmp_path / "run"), "is no file"),
+        (("-c", tiny, "-e", tmp_path / "file"), "is a file"),
+        (("-c", tiny, "-e", tmp_path / "file/run"), "cannot write to"),
+    ):
+        code, _, err = flowmatch("train", *arguments)
+        assert code == 2
+        assert expected in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["3", "a: [1, 2", "just a word", "- a\n- b", ""])
 def test_a_config_that_is_no_config(flowmatch, tmp_path, text):
     (tmp_path / "bad.yaml").write_text(text)
     code, _, err = flowmatch("train", "-c", tmp_path / "bad.yaml", "-e", tmp_path / "run")
@@ -241,6 +262,25 @@ def test_a_loss_that_is_not_finite_ends_the_run(flowmatch, tiny, tmp_path):
     assert code == 1
     assert re.search(r"became NaN or infinite at step \d", err)
     assert "Traceback" not in err
+
+
+def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(flowmatch, tiny, tmp_path):
+    run = tmp_path / "run"
+    flowmatch("train", "-c", tiny, "-e", run)
+    flowmatch("train", "-e", run, "-r", run / "ckpt/step0000003", "train.steps=4")
+    names = sorted(p.name for p in (run / "ckpt").iterdir())
+    assert names == ["step0000003", "step0000004", "superseded-step0000006"]
+    assert "resuming at step 4" in flowmatch("train", "-e", run, "--resume", "train.steps=5")[1]
+
+
+@pytest.mark.parametrize("content", [[1], {"step": 6}])
+def test_a_state_of_another_kind_is_passed_over(flowmatch, tiny, tmp_path, content):
+    run = tmp_path / "run"
+    flowmatch("train", "-c", tiny, "-e", run)
+    torch.save(content, run / "ckpt/step0000006/state.pt")
+    code, out, _ = flowmatch("train", "-e", run, "--resume")
+    assert code == 0
+    assert "resuming at step 3" in out
 
 
 RESUME_MISTAKES = {

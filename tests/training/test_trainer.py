@@ -1,6 +1,7 @@
 """Training: a resumed run is the run that never stopped, and a split changes only who computes."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from flowmatch.runs import build_trainer
 from flowmatch.training.checkpoint import Checkpoints, problems, read_state
 from flowmatch.training.draws import Split, draw
 from flowmatch.training.trainer import TrainingFailed
+from made_data import make_imagenet
 
 
 def train(config_file: Path, run_dir: Path, *overrides: str, resume: str | None = None):
@@ -65,6 +67,27 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(tiny, tmp_path, precision
     assert_same_bits(second.checkpoint, straight.checkpoint)
     records = [json.loads(r) for r in (tmp_path / "halves/metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [2, 3, 4, 6]
+
+
+def test_streaming_data_resumes_bit_for_bit_too(tmp_path):
+    """Decoded by worker processes, cropped at random and flipped: the same images again."""
+    data = make_imagenet(tmp_path / "data")
+    config = tmp_path / "stream.yaml"
+    config.write_text(
+        f"{{data: {{kind: imagenet, root: {data.root}, image_size: 16, crop: random}},"
+        " network: {kind: unet, channels: 8, multipliers: [1], attention_resolutions: [],"
+        " heads: 2, dropout: 0.2, num_classes: 3}, train: {steps: 6, batch: 8, workers: 2,"
+        " save_every_steps: 3}}"
+    )
+    _, straight = train(config, tmp_path / "straight")
+    _, again = train(config, tmp_path / "straight", resume=_copy(straight.checkpoint, 3, tmp_path))
+    assert_same_bits(again.checkpoint, tmp_path / "copy/step0000006")
+
+
+def _copy(newest: Path, step: int, folder: Path) -> str:
+    """Keep all checkpoints elsewhere; the path there of an earlier one."""
+    shutil.copytree(newest.parent, folder / "copy")
+    return str(folder / f"copy/step{step:07d}")
 
 
 def test_metrics_of_repeated_steps_are_dropped(tiny, tmp_path):

@@ -72,6 +72,18 @@ class Checkpoints:
             shutil.rmtree(path)
         return final
 
+    def set_aside_after(self, step: int) -> None:
+        """Take the checkpoints after a step out of the way: training goes on from there.
+
+        They are renamed, not deleted, and never picked as the newest again.
+        """
+        for path in self.all():
+            if int(path.name[4:]) > step:
+                aside = path.with_name(f"superseded-{path.name}")
+                if aside.exists():
+                    shutil.rmtree(aside)
+                path.rename(aside)
+
     def clear_unfinished(self) -> None:
         """Remove what a killed save left behind."""
         for path in self.folder.glob(".partial-*"):
@@ -88,6 +100,8 @@ def problems(checkpoint: Path) -> str | None:
             with safe_open(checkpoint / name, "pt") as file:  # checks length against the header
                 file.keys()
         read_state(checkpoint)
+        if not (checkpoint / _FILES[3]).stat().st_size:
+            return f"{checkpoint / _FILES[3]} is empty"
     except ValueError as error:
         return str(error)
     except (SafetensorError, OSError) as error:
@@ -103,9 +117,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "state.pt"
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {_first_line(error)}") from None
+    if not isinstance(state, dict) or not state.keys() >= {"step", "images", "optimizer", "scaler"}:
+        raise ValueError(f"{path} is not the state of a run")
     return state
 
 

@@ -28,6 +28,12 @@ class AdamW(Component):
     weight_decay: float = 0.0
     kind: Literal["adamw"] = "adamw"
 
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas lie in [0, 1), got {self.betas}")
+        if self.eps <= 0 or self.weight_decay < 0:
+            raise ValueError("adamw needs eps > 0 and weight_decay >= 0")
+
     def build(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
         """The optimizer over `parameters`, which already lie on their device."""
         parameters = list(parameters)

@@ -107,6 +107,7 @@ class Trainer:
         self.checkpoints = Checkpoints(run_dir)
         self.step = 0
         self.images = 0
+        self._meter = _Meter(accelerator)
 
     def resume(self, checkpoint: Path) -> None:
         """Take up the state of a checkpoint; call it before the first step."""
@@ -133,6 +134,7 @@ class Trainer:
             start=self.step,
             active=self.accelerator.is_main_process,
         )
+        self._meter.restart_clock(self.images)
         stopped = False
         saved = self.step if self.step else None
         with contextlib.closing(tracker), StopRequest() as stop:
@@ -191,10 +193,6 @@ class Trainer:
             order, self.split, seed=self.config.seed, step=self.step, images=self.images
         )
         return stream(self.dataset, wanted, workers=self.config.workers, device=self.device)
-
-    @functools.cached_property
-    def _meter(self) -> _Meter:
-        return _Meter(self.accelerator, self.images)
 
     def _in_layout(self, x1: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         if not self.channels_last:
@@ -271,13 +269,13 @@ class Trainer:
 class _Meter:
     """Sums on the device what a log line needs, so that no step waits for the host."""
 
-    def __init__(self, accelerator: Accelerator, images: int) -> None:
+    def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._loss = torch.zeros((), device=accelerator.device)
         self._bad = torch.full((), torch.inf, device=accelerator.device)
         self.grad_norm: Tensor | None = None
         self._steps: set[int] = set()
-        self.restart_clock(images)
+        self.restart_clock(0)
 
     def restart_clock(self, images: int) -> None:
         """Leave out of the rate what was done besides training."""

@@ -1,9 +1,20 @@
-"""Room on the disk."""
+"""Room on the disk and in memory."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+
+
+def require_memory(need: int, what: str) -> None:
+    """Refuse what cannot fit into this machine, before it is tried."""
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > have:
+        raise ValueError(
+            f"{what} need about {need / 2**30:,.1f} GiB of memory, but this machine has"
+            f" {have / 2**30:,.1f} GiB"
+        )
 
 
 def require_space(folder: Path, need: int, what: str) -> None:
