@@ -164,7 +164,7 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
         raise ValueError(f"{folder} is a file; choose another --save_dir")
     if path.exists():
         before = _read_record(path)
-        other = [k for k in _WHAT_MAKES_A_SAMPLE if before.get(k) != json_like(record[k])]
+        other = [k for k in _WHAT_MAKES_A_SAMPLE if before.get(k) != _json_like(record[k])]
         if other:
             changes = "; ".join(f"{k} was {before.get(k)}, is {record[k]}" for k in other)
             raise ValueError(
@@ -199,7 +199,7 @@ def _held(job: SampleJob) -> int:
         return len(archive["samples"])
 
 
-def json_like(value: Any) -> Any:
+def _json_like(value: Any) -> Any:
     """What a value becomes when it is written to JSON and read back."""
     return json.loads(json.dumps(value))
 

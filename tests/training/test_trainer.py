@@ -90,6 +90,15 @@ def _copy(newest: Path, step: int, folder: Path) -> str:
     return str(folder / f"copy/step{step:07d}")
 
 
+def test_a_changed_optimizer_setting_is_not_lost_on_resume(tiny, tmp_path):
+    train(tiny, tmp_path / "run", "train.steps=3")
+    options = ("train.optimizer.weight_decay=0.25", "train.optimizer.betas=[0.8,0.9]")
+    trainer, result = train(tiny, tmp_path / "run", *options, resume="latest")
+    assert result.step == 6
+    for group in trainer.optimizer.param_groups:
+        assert (group["weight_decay"], tuple(group["betas"])) == (0.25, (0.8, 0.9))
+
+
 def test_metrics_of_repeated_steps_are_dropped(tiny, tmp_path):
     train(tiny, tmp_path / "run")
     train(tiny, tmp_path / "run", resume=str(tmp_path / "run/ckpt/step0000003"))

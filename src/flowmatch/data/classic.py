@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ NUM_CLASSES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassicData(ImageData):
+class ClassicData(ImageData, ABC):
     """Base of the two: finds the images, in this order.
 
     1. Parquet files of the hub's columns: `{split}*.parquet` in `root`, `root/data`,
@@ -97,9 +98,9 @@ class ClassicData(ImageData):
         return ArraySource(images, labels, str(place))
 
     @staticmethod
+    @abstractmethod
     def _torchvision() -> Callable[..., Any]:
         """The class of torchvision that reads the unpacked files."""
-        raise NotImplementedError
 
 
 def _from_rows(rows: Any, origin: str) -> Source:

@@ -117,7 +117,14 @@ class Trainer:
             fit_weights(module.get_submodule("network"), read_weights(path), path)
         self.step, self.images = state["step"], state["images"]
         if state["optimizer"] is not None:  # an imported model brings weights alone
+            settings = [
+                {k: v for k, v in group.items() if k != "params"}
+                for group in self.optimizer.param_groups
+            ]
             self.optimizer.load_state_dict(state["optimizer"])
+            # the moments are the checkpoint's, the settings this run's: they may have been changed
+            for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(own)
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
