@@ -7,17 +7,28 @@ PACKAGE = Path(__file__).parents[1] / "src/flowmatch"
 FLOORS = [
     {"tensors", "randomness", "component", "room"},
     {"paths", "couplings", "times", "solvers", "networks", "data", "metrics", "pictures"},
-    {"flow", "guidance", "losses"},
+    {"flow", "guidance", "losses", "features"},
     {"sampling", "interop"},
     {"training"},
-    {"config", "runs", "resuming", "importing", "generation", "look"},
+    {
+        "config",
+        "evaluation",
+        "runs",
+        "resuming",
+        "importing",
+        "generation",
+        "look",
+        "report",
+    },
     {"cli", "__main__"},
 ]
 # in a floor of several stories, what may be imported from within it
 WITHIN = {
     "guidance": {"flow"},
     "losses": {"flow"},
-    "runs": {"config"},
+    "evaluation": {"config"},
+    "runs": {"config", "evaluation"},
+    "report": {"config", "runs"},
     "resuming": {"config"},
     "importing": {"config", "runs"},
     "look": {"config", "runs"},
