@@ -18,6 +18,8 @@ demo: install
 	$(BIN)/flowmatch train -c configs/digits.yaml -e $(RUN) --overwrite
 	$(BIN)/flowmatch sample $(RUN) --n_samples 100 --save_dir $(RUN)/generated
 	$(BIN)/flowmatch look $(RUN)
+	$(BIN)/flowmatch evaluate $(RUN) --num-samples 1000 --repeats 2 --solvers euler:10 heun:5,20
+	$(BIN)/flowmatch report $(RUN)
 
 test: install
 	$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -101,3 +101,25 @@ def trained(tmp_path_factory) -> Path:
     (folder / "tiny.yaml").write_text(TINY)
     build_trainer(load_config(folder / "tiny.yaml"), folder / "run").run()
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def fitted_cache(tmp_path_factory):
+    """A cache that the features of the digits are fitted into once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory) -> Path:
+    """Random weights in the form of torch-fidelity's published Inception file."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state, **options):
+            assert not state
+
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save({}, path)
+    torch.manual_seed(0)
+    torch.save(Unloaded("inception-v3-compat", ["2048"], str(path)).state_dict(), path)
+    return path

@@ -28,7 +28,7 @@ WITHIN = {
     "losses": {"flow"},
     "evaluation": {"config"},
     "runs": {"config", "evaluation"},
-    "report": {"config", "runs"},
+    "report": {"config", "evaluation", "runs"},
     "resuming": {"config"},
     "importing": {"config", "runs"},
     "look": {"config", "runs"},

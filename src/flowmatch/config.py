@@ -50,6 +50,7 @@ class Config(Component):
 
 
 _CONFIG: TypeAdapter[Config] = TypeAdapter(Config)
+_DATA: TypeAdapter[DataConfig] = TypeAdapter(DataConfig)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -104,9 +105,15 @@ def parse_config(
     except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        mistakes = [_explain(e) for e in error.errors(include_url=False)]
-        lines = mistakes if len(mistakes) == 1 else ["", *(f"  {m}" for m in mistakes)]
-        raise ValueError(f"{where}: {chr(10).join(lines)}") from None
+        raise ValueError(f"{where}: {_explain_all(error, Config)}") from None
+
+
+def parse_data(content: Mapping[str, Any], *, where: str = "config") -> DataConfig:
+    """Check a `data` node alone."""
+    try:
+        return _DATA.validate_python(dict(content))
+    except ValidationError as error:
+        raise ValueError(f"{where}: {_explain_all(error, DataConfig)}") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -120,10 +127,17 @@ def to_plain(config: Config) -> dict[str, Any]:
     return plain
 
 
-def _explain(error: Mapping[str, Any]) -> str:
+def _explain_all(error: ValidationError, root: Any) -> str:
+    """Every mistake, one a line."""
+    mistakes = [_explain(e, root) for e in error.errors(include_url=False)]
+    lines = mistakes if len(mistakes) == 1 else ["", *(f"  {m}" for m in mistakes)]
+    return "\n".join(lines)
+
+
+def _explain(error: Mapping[str, Any], root: Any) -> str:
     """One mistake in one sentence: the key, what came, what is known."""
     loc, kind, context = list(error["loc"]), error["type"], error.get("ctx", {})
-    keys, owner = _walk(loc)
+    keys, owner = _walk(loc, root)
     came = error.get("input")
     if kind == "unexpected_keyword_argument":
         known = [f.name for f in dataclasses.fields(owner)] if owner is not None else []
@@ -144,9 +158,9 @@ def _explain(error: Mapping[str, Any]) -> str:
     return f"{name}: {message}, got {came!r}"
 
 
-def _walk(loc: Sequence[str | int]) -> tuple[list[str], Any]:
+def _walk(loc: Sequence[str | int], root: Any) -> tuple[list[str], Any]:
     """The keys of an error's location without pydantic's union tags, and the last dataclass."""
-    kind: Any = Config
+    kind = root
     owner: Any = None
     keys: list[str] = []
     for part in loc:

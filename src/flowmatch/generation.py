@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -130,12 +129,6 @@ def generate(flow: Flow, job: SampleJob, accelerator: Accelerator) -> dict[str, 
         _finish(flow, job, batches, record)
     accelerator.wait_for_everyone()
     return record
-
-
-def hash_weights(path: Path) -> str:
-    """Twelve hexadecimal digits that name the content of a weights file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 _SAMPLE = re.compile(r"\d{5,}\.png")

@@ -117,7 +117,7 @@ def _gif(
 
 def _loss_curve(run_dir: Path) -> Image.Image | None:
     path = run_dir / "metrics.jsonl"
-    records = read_metrics(path) if path.exists() else []
+    records = [r for r in read_metrics(path) if "loss" in r] if path.exists() else []
     if not records:
         return None
     import matplotlib.pyplot as plt

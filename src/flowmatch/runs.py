@@ -13,18 +13,21 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
 
 from flowmatch.config import Config, load_config, to_yaml
+from flowmatch.evaluation.during_training import during_training
 from flowmatch.flow import Flow
 from flowmatch.room import require_memory, require_space
 from flowmatch.training.checkpoint import (
     Checkpoints,
     fit_weights,
+    hash_weights,
     problems,
+    read_state,
     read_weights,
 )
 from flowmatch.training.distributed import start_processes
@@ -35,7 +38,8 @@ if TYPE_CHECKING:
 
 Weights = Literal["ema", "model"]
 _CONFIG_PARTIAL = ".config.yaml.partial"
-_WEIGHT_FILES: dict[str, str] = {"ema": "model_ema.safetensors", "model": "model.safetensors"}
+WEIGHT_FILES: dict[str, str] = {"ema": "model_ema.safetensors", "model": "model.safetensors"}
+"""What the two kinds of weights of a checkpoint are called."""
 
 
 def build_flow(config: Config) -> Flow:
@@ -99,6 +103,7 @@ def build_trainer(
         solver=config.sample.solver,
         config_yaml=to_yaml(config),
         accelerator=accelerator,
+        evaluate=during_training(config, accelerator, say=print if on_main else _silent),
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
@@ -135,7 +140,7 @@ def load(
         ValueError: there is no run or no checkpoint there, or it does not fit.
     """
     config, folder = open_run(run_dir, checkpoint)
-    return load_flow(config, folder / _WEIGHT_FILES[weights], device=device)
+    return load_flow(config, folder / WEIGHT_FILES[weights], device=device)
 
 
 def open_run(
@@ -164,6 +169,18 @@ def load_flow(config: Config, weights: Path, *, device: torch.device | str = "cp
     return flow.eval().requires_grad_(False).to(device)
 
 
+def model_facts(run_dir: Path, checkpoint: Path, weights: Weights) -> dict[str, Any]:
+    """What a protocol says about the weights of a checkpoint."""
+    state = read_state(checkpoint)
+    return {
+        "name": str(run_dir),
+        "weights": weights.upper() if weights == "ema" else "raw",
+        "hash": hash_weights(checkpoint / WEIGHT_FILES[weights]),
+        "step": state["step"],
+        "images_seen": state["images"],
+    }
+
+
 def find_checkpoint(run_dir: Path, which: str) -> Path | None:
     """The checkpoint folder that `which` names; None if a run has written none yet.
 
@@ -177,16 +194,16 @@ def find_checkpoint(run_dir: Path, which: str) -> Path | None:
         path = Path(which)
         found = problems(path) if path.is_dir() else f"there is no checkpoint folder {path}"
         if found:
-            raise ValueError(f"cannot resume: {found}")
+            raise ValueError(found)
         return path
     if not (run_dir / "config.yaml").is_file():
         raise ValueError(f"there is no run to resume in {run_dir}; leave out --resume to start one")
     if which == "best":
-        best = run_dir / "ckpt" / "best"
-        if not best.is_dir():
+        best = Checkpoints(run_dir).best()
+        if best is None:
             raise ValueError(
-                f"{run_dir} has no best checkpoint, only runs that evaluate while training keep"
-                " one; use --resume latest"
+                f"{run_dir} has no best checkpoint: only runs that evaluate while they train keep"
+                " one; use the latest"
             )
         return best
     checkpoints = Checkpoints(run_dir)
@@ -211,8 +228,9 @@ def check_labels(config: Config, num_classes: int | None) -> None:
 def check_space(run_dir: Path, flow: Flow, config: Config) -> None:
     """Refuse to start when the disk cannot hold the run's checkpoints."""
     parameters = sum(p.numel() for p in flow.parameters())
-    need = 16 * parameters * (config.train.keep_last + 1)  # model, EMA, two moments, in float32
-    require_space(run_dir, need, f"{config.train.keep_last + 1} checkpoints")
+    count = config.train.keep_last + 1 + (config.train.evaluate_every is not None)  # the best
+    # model, EMA, two moments, in float32
+    require_space(run_dir, 16 * parameters * count, f"{count} checkpoints")
 
 
 def new_run_dir() -> Path:
@@ -227,6 +245,10 @@ def write_config(run_dir: Path, config: Config) -> None:
     partial = run_dir / _CONFIG_PARTIAL
     partial.write_text(to_yaml(config))
     os.replace(partial, run_dir / "config.yaml")
+
+
+def _silent(text: str) -> None:
+    """What the other processes say."""
 
 
 def _delete(run_dir: Path) -> None:

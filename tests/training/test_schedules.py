@@ -97,6 +97,9 @@ def test_the_average_follows_its_closed_form():
         ({"steps": 5, "lr": float("nan")}, r"train\.lr"),
         ({"steps": 5, "save_every_steps": 1, "save_every_images": 1}, "not both"),
         ({"steps": 5, "workers": -1}, "negative"),
+        ({"steps": 5, "evaluate_every_steps": 1, "evaluate_every_images": 1}, "not both"),
+        ({"steps": 5, "evaluate_every_images": 0}, r"train\.evaluate_every_images"),
+        ({"steps": 5, "evaluate_samples": 0}, r"train\.evaluate_samples"),
     ],
 )
 def test_impossible_training_settings_are_refused(options, message):
@@ -107,3 +110,5 @@ def test_impossible_training_settings_are_refused(options, message):
 def test_lengths_in_images_become_steps():
     config = TrainConfig(images=1000, batch=64, save_every_images=640, sample_every_images=100)
     assert (config.total_steps, config.save_every, config.sample_every) == (16, 10, 2)
+    assert config.evaluate_every is None
+    assert TrainConfig(steps=9, batch=64, evaluate_every_images=130).evaluate_every == 3

@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 from flowmatch import __version__
 from flowmatch.cli.arguments import normalise
+from flowmatch.cli.compare import compare
+from flowmatch.cli.evaluate import evaluate
 from flowmatch.cli.import_ import import_
 from flowmatch.cli.look import look
+from flowmatch.cli.reference import reference
+from flowmatch.cli.report import report
 from flowmatch.cli.sample import sample
 from flowmatch.cli.train import train
 
@@ -33,7 +38,7 @@ def _version(
         bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Train, sample and look at flow-matching generative models."""
+    """Train, sample, evaluate and look at flow-matching generative models."""
     if version:
         print(__version__)
         raise typer.Exit
@@ -41,6 +46,10 @@ def _version(
 
 app.command()(train)
 app.command()(sample)
+app.command()(evaluate)
+app.command()(compare)
+app.command()(reference)
+app.command()(report)
 app.command()(look)
 app.command("import")(import_)
 
@@ -51,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Set FLOWMATCH_DEBUG=1 to see the traceback of any error.
     """
     words = normalise(list(sys.argv[1:] if arguments is None else arguments))
+    warnings.showwarning = _show_warning
     try:
         app(words, prog_name="flowmatch")
     except (ValueError, RuntimeError, OSError) as error:
@@ -62,6 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one sentence; who wants to know from which line sets FLOWMATCH_DEBUG=1."""
+    if os.environ.get("RANK", "0") == "0":
+        place = f" ({filename}:{lineno})" if os.environ.get("FLOWMATCH_DEBUG") else ""
+        print(f"flowmatch: warning: {message}{place}", file=file or sys.stderr)
 
 
 def _sentence(error: Exception) -> tuple[str, int]:

@@ -71,8 +71,9 @@ def sample(
     """Draw samples: from RUN_DIR, or from -c CONFIG and --weights WEIGHTS."""
     from flowmatch.cli.train import PRECISIONS
     from flowmatch.config import load_config
-    from flowmatch.generation import SampleJob, generate, hash_weights
+    from flowmatch.generation import SampleJob, generate
     from flowmatch.runs import load_flow, open_run
+    from flowmatch.training.checkpoint import hash_weights
     from flowmatch.training.distributed import describe, start_processes
 
     overrides = [word for word in words or [] if "=" in word]

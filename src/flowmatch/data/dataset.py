@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, Self
 
@@ -24,7 +25,7 @@ class Dataset(ABC):
     processes share the work. Column 0 flips an image when below 0.5; columns 1 to 3 are the scale,
     the top and the left of a random crop. A data set uses the columns that it needs.
 
-    A new data set defines `__len__` and `raw`, and sets `shape` and `num_classes`.
+    A new data set defines `__len__`, `raw` and `identity`, and sets `shape` and `num_classes`.
     """
 
     in_memory: ClassVar[bool] = False
@@ -48,6 +49,14 @@ class Dataset(ABC):
             uniforms: the randomness of augmentation, [B, 4] in [0, 1), or None for no augmentation.
         """
 
+    @abstractmethod
+    def identity(self) -> str:
+        """What the plain samples and their labels are: 12 hexadecimal digits, e.g. for a cache.
+
+        Two sets with the same identity give the same plain batches. Augmentation and the device
+        have no part in it.
+        """
+
     def batch(self, indices: Tensor, uniforms: Tensor) -> Batch:
         """The samples `indices` [B], augmented by `uniforms` [B, 4] in [0, 1), for training."""
         return self.raw(indices, uniforms).as_float()
@@ -59,3 +68,15 @@ class Dataset(ABC):
     def to(self, device: torch.device | str) -> Self:
         """The data set on `device`; one that is not held in memory stays where it is."""
         return self
+
+
+def digest(*parts: str | Tensor | None) -> str:
+    """12 hexadecimal digits of the sha256 of texts and tensors; dtypes and shapes count too."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            sha.update(f"{part.dtype} {tuple(part.shape)}\n".encode())
+            sha.update(part.detach().cpu().contiguous().flatten().numpy().data)
+        else:  # repr marks where a text ends, so that no two lists of parts read alike
+            sha.update(f"{part!r}\n".encode())
+    return sha.hexdigest()[:12]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from flowmatch.data.batch import Batch
-from flowmatch.data.dataset import Dataset
+from flowmatch.data.dataset import Dataset, digest
 from flowmatch.data.errors import ImageError, UnreadableImage, summary
 from flowmatch.data.memory import MemoryImages, check_labels
 from flowmatch.data.pixels import to_channels
@@ -74,6 +74,9 @@ class DecodedImages(Dataset):
         labels = self.source.labels
         cond = {} if labels is None else {"label": labels.index_select(0, indices)}
         return Batch(torch.from_numpy(images), cond)
+
+    def identity(self) -> str:
+        return digest(self.source.stamp(), repr(self.transform), str(self.shape[0]))
 
     def _decode(self, index: int, uniforms: Sequence[float] | None) -> np.ndarray:
         pixels = decode(self.source, index, self.transform, self.shape[0], uniforms)

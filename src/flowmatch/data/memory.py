@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowmatch.data.batch import Batch
-from flowmatch.data.dataset import Dataset
+from flowmatch.data.dataset import Dataset, digest
 from flowmatch.tensors import send
 
 
@@ -47,6 +47,9 @@ class MemoryArrays(Dataset):
         indices = send(indices, self.x.device)
         cond = {} if self.labels is None else {"label": self.labels.index_select(0, indices)}
         return Batch(self.x.index_select(0, indices), cond)
+
+    def identity(self) -> str:
+        return digest(self.x, self.labels)
 
     def to(self, device: torch.device | str) -> Self:
         labels = None if self.labels is None else self.labels.to(device)

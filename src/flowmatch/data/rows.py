@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flowmatch.data.dataset import digest
 from flowmatch.data.errors import UnreadableImage
 from flowmatch.data.source import Source
 
@@ -49,6 +50,10 @@ class RowSource(Source):
 
     def name(self, index: int) -> str:
         return f"row {index} of {self.origin}"
+
+    def stamp(self) -> str:
+        # `datasets` keeps a hash of where a table came from and of all that was done to it
+        return digest(self.rows._fingerprint, self.column, self.labels)
 
 
 def read_parquet(files: Sequence[Path]) -> Any:

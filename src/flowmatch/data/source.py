@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flowmatch.data.dataset import digest
+from flowmatch.data.errors import UnreadableImage
+
 
 class Source(ABC):
     """Images by index, not yet decoded, and their labels ([N] int64, or None)."""
@@ -28,6 +31,10 @@ class Source(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """What to call image `index` in a message: its path, or its row and table."""
+
+    @abstractmethod
+    def stamp(self) -> str:
+        """What the images and labels are, without decoding any: 12 hexadecimal digits."""
 
     def is_empty(self, index: int) -> bool:
         """Whether image `index` holds no bytes, as far as that is cheap to see."""
@@ -59,6 +66,16 @@ class FileSource(Source):
     def name(self, index: int) -> str:
         return os.path.join(self.folder, self.files[index])
 
+    def stamp(self) -> str:
+        files = []
+        for index, file in enumerate(self.files):
+            try:
+                stat = os.stat(self.name(index))
+            except OSError as error:
+                raise UnreadableImage(self.name(index), str(error.strerror)) from None
+            files.append((file, stat.st_size, stat.st_mtime_ns))
+        return digest(repr(files), self.labels)
+
     def is_empty(self, index: int) -> bool:
         try:
             return os.path.getsize(self.name(index)) == 0
@@ -88,3 +105,6 @@ class ArraySource(Source):
 
     def name(self, index: int) -> str:
         return f"image {index} of {self.origin}"
+
+    def stamp(self) -> str:
+        return digest(torch.tensor(self.images), self.labels)

@@ -34,6 +34,15 @@ class Draws(NamedTuple):
         return cls(noise, uniforms[0], uniforms[1])
 
 
+class SampleLosses(NamedTuple):
+    """The loss of each sample of a batch, and the time that it was taken at."""
+
+    loss: Tensor
+    """[B], with gradients; its mean is the loss of the batch."""
+    t: Tensor
+    """[B]."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FlowMatching(Component):
     """Conditional flow matching: mean squared error of the prediction at a random point of a path.
@@ -87,11 +96,23 @@ class FlowMatching(Component):
             x0: the source sample of each datum, [B, *D]; given, no coupling takes place.
             draws: the batch's random numbers; None draws them from torch's global generator.
         """
+        return self.drawn(flow, x1, cond, x0=x0, draws=draws).loss.mean()
+
+    def drawn(
+        self,
+        flow: Flow,
+        x1: Tensor,
+        cond: Cond | Tensor | None = None,
+        *,
+        x0: Tensor | None = None,
+        draws: Draws | None = None,
+    ) -> SampleLosses:
+        """The loss of each sample at the time drawn for it; the arguments are those of a call."""
         draws = draws or Draws.like(x1)
         x0 = self.coupling(draws.noise, x1) if x0 is None else x0
         t = self.time.quantile(draws.time)
         cond = self._drop_labels(as_cond(cond), draws.drop, flow.num_classes)
-        return self.per_sample(flow, x0, x1, t, cond).mean()
+        return SampleLosses(self.per_sample(flow, x0, x1, t, cond), t)
 
     def per_sample(
         self, flow: Flow, x0: Tensor, x1: Tensor, t: Tensor, cond: Cond | None = None

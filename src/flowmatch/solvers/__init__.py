@@ -30,3 +30,23 @@ def by_name(name: str) -> type[Euler | Midpoint | Heun | RK4 | Dopri5]:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"there is no solver {name!r}{hint} Known: {', '.join(known)}")
     return known[name]  # type: ignore[no-any-return]
+
+
+def parse(spec: str) -> list[Solver]:
+    """The solvers that a short text names: "heun:5,50" for two step counts, or "dopri5".
+
+    Raises:
+        ValueError: it cannot be read, or there is no such solver.
+    """
+    name, _, counts = spec.partition(":")
+    solver = by_name(name)
+    if issubclass(solver, Dopri5):
+        if counts:
+            raise ValueError(f"{name} chooses its own steps; write {name} alone, not {spec!r}")
+        return [solver()]
+    steps = [int(n) if n.isdecimal() else 0 for n in counts.split(",")]
+    if min(steps) < 1:
+        raise ValueError(
+            f"cannot read the solver {spec!r}; write its name and step counts, e.g. {name}:10,100"
+        )
+    return [solver(steps=n) for n in dict.fromkeys(steps)]

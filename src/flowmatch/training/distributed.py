@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from flowmatch.training.settings import Precision
 
-_ACCELERATE_NAMES = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+_ACCELERATE_NAMES: dict[Precision, str] = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
 def start_processes(precision: Precision = "fp32") -> Accelerator:
@@ -100,6 +100,12 @@ class StopRequest:
         self._previous.clear()
 
 
+def precision_of(accelerator: Accelerator) -> Precision:
+    """What the processes compute in, by our names."""
+    name: str = accelerator.mixed_precision
+    return next(ours for ours, theirs in _ACCELERATE_NAMES.items() if theirs == name)
+
+
 def describe(accelerator: Accelerator) -> str:
     """One line on what runs where, e.g. "2 processes on cpu, bf16, 1 thread each"."""
     n = accelerator.num_processes
@@ -107,8 +113,7 @@ def describe(accelerator: Accelerator) -> str:
     line = f"{n} process{'es' if n > 1 else ''} on {accelerator.device.type}"
     if accelerator.device.type == "cuda":
         line += f" ({torch.cuda.get_device_name()})"
-    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    line += f", {precision}, {threads} CPU thread{'s' if threads > 1 else ''} each"
+    line += f", {precision_of(accelerator)}, {threads} CPU thread{'s' if threads > 1 else ''} each"
     if n == 1 and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         line += " (for more CPU processes, start it with torchrun --nproc_per_node)"
     return line

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from flowmatch.component import Component
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +54,14 @@ class EMAConfig(Component):
         return decay
 
 
-class EMA:
+class EMA(Generic[Module]):
     """A copy of `module` whose weights follow the original's: `ema += (1 - decay)(w - ema)`.
 
     The copy is a module of its own, so sampling from it never touches the weights in training.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: Module) -> None:
+        self.module: Module = copy.deepcopy(module).eval().requires_grad_(False)
         self._average: list[Tensor] = list(self.module.parameters())
         self._live: list[Tensor] = list(module.parameters())
         self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))

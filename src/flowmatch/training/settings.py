@@ -14,6 +14,8 @@ from flowmatch.training.schedules import Constant, ScheduleConfig
 Precision = Literal["fp32", "fp16", "bf16"]
 
 _UNITS = ("steps", "images")
+_CADENCES = ("save_every", "sample_every", "evaluate_every")
+_COUNTS = ("batch", "accumulate", "log_every_steps", "keep_last", "samples", "evaluate_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +34,17 @@ class TrainConfig(Component):
         workers: processes that decode images of data sets that do not fit in memory.
         memory_format: layout of image networks and batches; "auto" is channels_last on a GPU and
             contiguous elsewhere, whichever is faster there.
-        log_every_steps: the only moments, besides saving and sampling, at which the device waits
-            for the host.
+        log_every_steps: the only moments, besides saving, sampling and evaluating, at which the
+            device waits for the host.
         save_every_steps, save_every_images: distance of checkpoints; None of both saves at the end.
         keep_last: checkpoints kept; older ones are deleted once a newer one is safe.
         sample_every_steps, sample_every_images: distance of sample grids; None of both: no grids.
         samples: images in such a grid.
+        evaluate_every_steps, evaluate_every_images: distance of evaluations, of which the last step
+            has one too; None of both: no evaluations. The best one's checkpoint is kept besides.
+        evaluate_samples: samples drawn for such an evaluation, fewer than a final one takes.
+        evaluate_features: what it compares samples by: "data" (features learned from the data
+            itself), "inception" or "dinov2".
     """
 
     steps: int | None = None
@@ -60,16 +67,19 @@ class TrainConfig(Component):
     sample_every_steps: int | None = None
     sample_every_images: int | None = None
     samples: int = 64
+    evaluate_every_steps: int | None = None
+    evaluate_every_images: int | None = None
+    evaluate_samples: int = 1000
+    evaluate_features: Literal["data", "inception", "dinov2"] = "data"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.images is None):
             raise ValueError("give train.steps or train.images, exactly one of them")
-        for name in ("save_every", "sample_every"):
+        for name in _CADENCES:
             if getattr(self, f"{name}_steps") and getattr(self, f"{name}_images"):
                 raise ValueError(f"give train.{name}_steps or train.{name}_images, not both")
-        lengths = [f"{n}_{unit}" for n in ("save_every", "sample_every") for unit in _UNITS]
-        counts = ["batch", "accumulate", "log_every_steps", "keep_last", "samples"]
-        for name in [*_UNITS, *lengths, *counts]:
+        lengths = [f"{name}_{unit}" for name in _CADENCES for unit in _UNITS]
+        for name in [*_UNITS, *lengths, *_COUNTS]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {value}")
@@ -96,6 +106,11 @@ class TrainConfig(Component):
     def sample_every(self) -> int | None:
         """Steps between sample grids, or None."""
         return self._in_steps(self.sample_every_steps, self.sample_every_images)
+
+    @property
+    def evaluate_every(self) -> int | None:
+        """Steps between evaluations, or None."""
+        return self._in_steps(self.evaluate_every_steps, self.evaluate_every_images)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the step with this (zero-based) number."""

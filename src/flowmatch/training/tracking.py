@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from flowmatch.training.bins import centres
 
 
 class Tracker:
@@ -31,6 +35,7 @@ class Tracker:
 
     def __init__(self, run_dir: Path, *, total: int, start: int, active: bool) -> None:
         self.active = active
+        self._last: dict[str, dict[str, Any]] = {}
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -44,19 +49,48 @@ class Tracker:
         if sys.stderr.isatty():
             self._bar = Bar(total, start)
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Record numbers of a step everywhere."""
+    def last(self, name: str) -> dict[str, Any] | None:
+        """The newest record with this key of the steps before the start; None: there is none."""
+        return self._last.get(name)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Record numbers of a step everywhere, and show the most important ones."""
         if not self.active:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        self.record(step, metrics, scalars=metrics)
         line = " ".join(f"{k} {v:,.4g}" for k, v in metrics.items() if k in _SHOWN)
         if self._bar is not None:
             self._bar.describe(line)
         else:
-            print(f"step {step:,}/{self._total:,}  {line}", flush=True)
+            self.say(step, line)
+
+    def record(
+        self, step: int, content: Mapping[str, Any], *, scalars: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write a record of a step to metrics.jsonl, and numbers to TensorBoard.
+
+        Args:
+            step: the step.
+            content: plain data; numbers that are not finite become null, as JSON has none.
+            scalars: numbers by name; a list holds one for each part of [0, 1] and becomes
+                `NAME/0.05`, `NAME/0.15`, ...; None is left out.
+        """
+        if not self.active:
+            return
+        self._file.write(json.dumps({"step": step, **_finite(content)}, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in _flat(scalars or {}).items():
+            self._board.add_scalar(name, value, step)
+
+    def say(self, step: int, text: str) -> None:
+        """A line about a step: above the bar, or among the plain lines."""
+        if not self.active:
+            return
+        line = f"step {step:,}/{self._total:,}  {text}"
+        if self._bar is not None:
+            self._bar.say(line)
+        else:
+            print(line, flush=True)
 
     def advance(self) -> None:
         """One step is done."""
@@ -83,6 +117,7 @@ class Tracker:
         fresh = self._path.with_suffix(".partial")
         fresh.write_text("".join(json.dumps(r) + "\n" for r in kept))
         os.replace(fresh, self._path)
+        self._last = {name: record for record in kept for name in record}
 
 
 _SHOWN = ("loss", "lr", "grad_norm", "images_per_second")
@@ -111,12 +146,40 @@ class Bar:
     def describe(self, text: str) -> None:
         self._progress.update(self._task, description=text)
 
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, highlight=False)
+
     def close(self) -> None:
         self._progress.stop()
 
 
+def _flat(scalars: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers by name, where those of a list are named by the middle of their part of [0, 1]."""
+    found: dict[str, Any] = {}
+    for name, value in scalars.items():
+        if isinstance(value, list):
+            parts = zip(centres(len(value)), value, strict=True)
+            found |= {f"{name}/{centre:.2f}": v for centre, v in parts}
+        else:
+            found[name] = value
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with None in place of each number that is not finite."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line torn by a kill is left out."""
+    """The records of a metrics.jsonl; a last line torn by a kill is left out.
+
+    Each has "step" and "images". Besides, it holds the numbers of a log line ("loss", ...), or of a
+    look at the samples ("grad_norm_t", "curvature", "clip_share"), or "evaluation", or "started".
+    """
     records = []
     for line in path.read_text().splitlines():
         try:

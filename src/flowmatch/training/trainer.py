@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowmatch.data import Batch, Dataset, ShuffledOrder, stream
 from flowmatch.flow import Cond, Flow
 from flowmatch.losses import Draws, FlowMatching
 from flowmatch.networks import dropouts_of
-from flowmatch.pictures import columns_for, image_grid, scatter
-from flowmatch.sampling import noise, sample
 from flowmatch.solvers import Solver
-from flowmatch.tensors import to_uint8
 from flowmatch.training.checkpoint import Checkpoints, fit_weights, read_state, read_weights
+from flowmatch.training.cost import starting_facts
 from flowmatch.training.distributed import StopRequest
 from flowmatch.training.draws import Split, draw, requests, seed_the_rest
 from flowmatch.training.ema import EMA
+from flowmatch.training.evaluating import Evaluate, Evaluated, Evaluations, tell
+from flowmatch.training.meter import Meter
+from flowmatch.training.objective import Objective
 from flowmatch.training.settings import TrainConfig
+from flowmatch.training.showing import View
 from flowmatch.training.tracking import Tracker
 
 
@@ -38,23 +39,21 @@ class TrainingFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: its last step, its last checkpoint, and whether it was asked to stop."""
+    """How a run ended.
+
+    Args:
+        step: its last step.
+        checkpoint: its last checkpoint.
+        stopped: whether it was asked to stop before its end.
+        evaluation: the last evaluation of the training, or None.
+        best_step: the step of the best checkpoint, or None.
+    """
 
     step: int
     checkpoint: Path
     stopped: bool
-
-
-class _Objective(nn.Module):
-    """Flow and loss as one module, so that data-parallel wrappers see a plain forward pass."""
-
-    def __init__(self, flow: Flow, loss: FlowMatching) -> None:
-        super().__init__()
-        self.flow = flow
-        self.loss = loss
-
-    def forward(self, x1: Tensor, cond: Cond | None, draws: Draws) -> Tensor:
-        return self.loss(self.flow, x1, cond, draws=draws)
+    evaluation: Evaluated | None = None
+    best_step: int | None = None
 
 
 class Trainer:
@@ -72,6 +71,9 @@ class Trainer:
         solver: how the sample grids are drawn.
         config_yaml: the resolved config, kept inside each checkpoint.
         accelerator: processes, device and precision.
+        evaluate: what `config.evaluate_every_steps` or `_images` asks for at its times.
+    Raises:
+        ValueError: evaluations are asked for and not given, or given and not asked for.
     """
 
     def __init__(
@@ -85,11 +87,11 @@ class Trainer:
         solver: Solver,
         config_yaml: str,
         accelerator: Accelerator,
+        evaluate: Evaluate | None = None,
     ) -> None:
-        self.config, self.run_dir, self.solver = config, run_dir, solver
+        self.config, self.run_dir = config, run_dir
         self.config_yaml, self.accelerator = config_yaml, accelerator
         self.device = accelerator.device
-        self.is_image = len(dataset.shape) == 3
         self.split = Split(
             config.batch, config.accumulate, accelerator.num_processes, accelerator.process_index
         )
@@ -97,17 +99,28 @@ class Trainer:
         self.flow = flow.to(self.device).train()
         auto = "channels_last" if self.device.type == "cuda" else "contiguous"
         chosen = auto if config.memory_format == "auto" else config.memory_format
-        self.channels_last = self.is_image and chosen == "channels_last"
+        self.channels_last = len(dataset.shape) == 3 and chosen == "channels_last"
         if self.channels_last:
             flow.to(memory_format=torch.channels_last)
         self.ema = EMA(flow)
         self.dropouts = dropouts_of(flow)
         optimizer = config.optimizer.build(flow.parameters(), config.lr)
-        self.objective, self.optimizer = accelerator.prepare(_Objective(flow, loss), optimizer)
+        self.objective, self.optimizer = accelerator.prepare(Objective(flow, loss), optimizer)
         self.checkpoints = Checkpoints(run_dir)
         self.step = 0
         self.images = 0
-        self._meter = _Meter(accelerator)
+        self.evaluations = Evaluations(evaluate, config)
+        self.view = View(
+            flow,
+            self.ema.module,
+            loss,
+            self.dataset,
+            config,
+            solver=solver,
+            rows=self.split.size,
+            accelerator=accelerator,
+        )
+        self._meter = Meter(accelerator)
 
     def resume(self, checkpoint: Path) -> None:
         """Take up the state of a checkpoint; call it before the first step."""
@@ -141,28 +154,33 @@ class Trainer:
             start=self.step,
             active=self.accelerator.is_main_process,
         )
-        self._meter.restart_clock(self.images)
         stopped = False
         saved = self.step if self.step else None
         with contextlib.closing(tracker), StopRequest() as stop:
+            self._start(tracker)
             while self.step < config.total_steps and not stopped:
                 self.train_step()
                 tracker.advance()
                 stopped = stop.agreed()
-                last = self.step == config.total_steps
-                if stopped or last or _due(self.step, config.log_every_steps):
+                ends = stopped or self.step == config.total_steps
+                if ends or _due(self.step, config.log_every_steps):
                     self._log(tracker)
-                if stopped or last or _due(self.step, config.save_every):
-                    self._save()
+                if ends or _due(self.step, config.save_every):
+                    with self._meter.paused():
+                        self._save()
                     saved = self.step
                 if _due(self.step, config.sample_every):
-                    self._save_samples(tracker)
-                if saved == self.step or _due(self.step, config.sample_every):
-                    self._meter.restart_clock(self.images)
+                    with self._meter.paused():
+                        self._show(tracker)
+                # whoever asks to stop should not have to wait: a resumed run makes up for it
+                if self.evaluations.due(self.step) and not stopped:
+                    with self._meter.paused():
+                        self._evaluate(tracker)
         if saved != self.step:
             self._save()
         path = self.checkpoints.folder / f"step{self.step:07d}"
-        return Result(self.step, path, stopped and self.step < config.total_steps)
+        stopped = stopped and self.step < config.total_steps
+        return Result(self.step, path, stopped, self.evaluations.last, self.evaluations.best_step)
 
     def train_step(self) -> None:
         """One optimizer step on one global batch; nothing in it waits for the device."""
@@ -179,9 +197,10 @@ class Trainer:
             seed_the_rest(part, device=self.device)
             last = i + 1 == len(parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                loss = self.objective(x1, self._conditions(batch.cond), draws) / len(parts)
+                mean, losses, t = self.objective(x1, self._conditions(batch.cond), draws)
+                loss = mean / len(parts)
                 self.accelerator.backward(loss)
-            self._meter.add(loss.detach(), self.step)
+            self._meter.add(loss.detach(), losses, t, self.step)
         if config.max_grad_norm is not None:
             self._meter.grad_norm = self.accelerator.clip_grad_norm_(
                 self.flow.parameters(), config.max_grad_norm
@@ -219,47 +238,72 @@ class Trainer:
         metrics = {"images": self.images, "lr": self.config.lr_at(self.step - 1), **metrics}
         tracker.log(self.step, metrics)
 
+    def _start(self, tracker: Tracker) -> None:
+        """Say on what the run goes on, take up its clock and evaluations, make up for a missed one.
+
+        A kill between a checkpoint and its evaluation leaves one out; so does a wish to stop.
+        """
+        if self.step < self.config.total_steps:
+            if self.accelerator.is_main_process:
+                facts = starting_facts(self.ema.module, self.dataset.shape, self.accelerator)
+                tracker.record(self.step, {"images": self.images, "started": facts})
+            self.accelerator.wait_for_everyone()  # the measurement has the machine for itself
+        self.evaluations.take_up(tracker, self.checkpoints)
+        if self.evaluations.due(self.step):
+            self._evaluate(tracker)
+        before = tracker.last("seconds")
+        self._meter.start(self.images, before["seconds"] if before else 0.0)
+
     def _save(self) -> None:
+        self._require_finite()
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(self.step, **self._contents(), keep_last=self.config.keep_last)
+        self.accelerator.wait_for_everyone()
+
+    def _require_finite(self) -> None:
+        """Nothing is kept of a run whose loss or weights are not finite."""
         bad = self._meter.first_bad_step()
         if bad is not None:
             raise self._failure("the loss", bad)
         norms = torch._foreach_norm([*self.flow.parameters(), *self.ema.module.parameters()])
         if not bool(torch.stack(norms).isfinite().all()):
             raise self._failure("a weight", self.step)
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            self.checkpoints.save(
-                self.step,
-                network=self.flow.network,
-                network_ema=self.ema.module.get_submodule("network"),
-                state={
-                    "step": self.step,
-                    "images": self.images,
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": scaler.state_dict() if scaler is not None else None,
-                },
-                config_yaml=self.config_yaml,
-                keep_last=self.config.keep_last,
-            )
-        self.accelerator.wait_for_everyone()
 
-    def _save_samples(self, tracker: Tracker) -> None:
+    def _contents(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        scaler = self.accelerator.scaler
+        return {
+            "network": self.flow.network,
+            "network_ema": self.ema.module.get_submodule("network"),
+            "state": {
+                "step": self.step,
+                "images": self.images,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            },
+            "config_yaml": self.config_yaml,
+        }
+
+    def _show(self, tracker: Tracker) -> None:
+        """Keep a grid of samples, and the numbers that explain the loss."""
         if self.accelerator.is_main_process:
-            n, shape = self.config.samples, self.dataset.shape
-            x0 = noise(range(n), shape, stream=self.config.seed).to(self.device)
-            classes = self.flow.num_classes
-            labels = torch.arange(n, device=self.device) % classes if classes else None
-            with self.accelerator.autocast():
-                x1 = sample(self.ema.module, x0, self.solver, labels)
-            picture = (
-                image_grid(to_uint8(x1), columns=columns_for(classes))
-                if self.is_image
-                else scatter(x1, labels=labels)
-            )
+            picture, numbers = self.view.look()
             folder = self.run_dir / "samples"
             folder.mkdir(exist_ok=True)
             picture.save(folder / f"step{self.step:07d}.png")
             tracker.image(self.step, "samples", np.asarray(picture))
+            tracker.record(self.step, {"images": self.images, **numbers}, scalars=numbers)
+        self.accelerator.wait_for_everyone()
+
+    def _evaluate(self, tracker: Tracker) -> None:
+        found, is_best = self.evaluations.run(self.ema.module, self.step)
+        if is_best:
+            self._require_finite()
+            if self.accelerator.is_main_process:
+                record = {"images": self.images, "evaluation": found.record()}
+                self.checkpoints.save_best({"step": self.step, **record}, **self._contents())
+        # the record comes last: a kill before it repeats the evaluation
+        tell(found, tracker, step=self.step, images=self.images, is_best=is_best)
         self.accelerator.wait_for_everyone()
 
     def _failure(self, what: str, step: int | None) -> TrainingFailed:
@@ -271,45 +315,6 @@ class Trainer:
             else "no checkpoint was written yet; lower train.lr, or look at the data"
         )
         return TrainingFailed(f"{what} became NaN or infinite at step {step}: {hint}")
-
-
-class _Meter:
-    """Sums on the device what a log line needs, so that no step waits for the host."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._loss = torch.zeros((), device=accelerator.device)
-        self._bad = torch.full((), torch.inf, device=accelerator.device)
-        self.grad_norm: Tensor | None = None
-        self._steps: set[int] = set()
-        self.restart_clock(0)
-
-    def restart_clock(self, images: int) -> None:
-        """Leave out of the rate what was done besides training."""
-        self._since, self._images = time.perf_counter(), images
-
-    def add(self, loss: Tensor, step: int) -> None:
-        """Count a part of a step's loss."""
-        self._loss += loss
-        self._bad = torch.where(loss.isfinite(), self._bad, self._bad.clamp(max=step + 1))
-        self._steps.add(step)
-
-    def read(self, images: int) -> dict[str, Any]:
-        """Mean loss since the last call, over all processes, and the rate; starts anew."""
-        loss = self._accelerator.reduce(self._loss, "mean").item() / max(len(self._steps), 1)
-        rate = (images - self._images) / (time.perf_counter() - self._since)
-        self.restart_clock(images)
-        self._loss.zero_()
-        self._steps.clear()
-        metrics: dict[str, Any] = {"loss": loss, "images_per_second": rate}
-        if self.grad_norm is not None:
-            metrics["grad_norm"] = float(self.grad_norm)
-        return metrics
-
-    def first_bad_step(self) -> int | None:
-        """The first step whose loss was not finite, in any process."""
-        first = float(self._accelerator.gather(self._bad).min())
-        return None if math.isinf(first) else int(first)
 
 
 def _due(step: int, every: int | None) -> bool:

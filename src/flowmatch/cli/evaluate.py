@@ -1,0 +1,156 @@
+"""`flowmatch evaluate`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def evaluate(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_DIR|IMAGES [KEY.PATH=VALUE]...",
+            help="A run directory, or samples: a folder of images, .npz or .parquet; changes to the"
+            " run's config.",
+            show_default=False,
+        ),
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="SPEC",
+            help="What samples are compared with: train or test (of the run's data), a data config"
+            " (.yaml, :test behind it for that split), a folder, .npz, .parquet, or a statistics"
+            " file (.safetensors).  [default: train]",
+        ),
+    ] = None,
+    features: Annotated[
+        Literal["inception", "dinov2", "data"] | None,
+        typer.Option(
+            "--features",
+            help="Feature net of images; data: a classifier fitted to the training data."
+            "  [default: data]",
+        ),
+    ] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(
+            "--num-samples",
+            "--num_samples",
+            help="Samples of a set.  [default: 50000 for inception and dinov2, else 5000; all of"
+            " stored samples]",
+        ),
+    ] = None,
+    solvers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--solvers",
+            metavar="NAME:STEPS,STEPS...",
+            help="Rows of the table: euler:10,100,1000 heun:5,50,500.  [default: the run's own]",
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="Disjoint sets of samples, for the spread.")
+    ] = 1,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Where the JSON goes.  [default: RUN_DIR/evaluation/]"),
+    ] = None,
+    feature_weights: Annotated[
+        Path | None, typer.Option("--feature-weights", help="File with the feature net's weights.")
+    ] = None,
+    resize_reference: Annotated[
+        bool,
+        typer.Option("--resize-reference", help="Resize a reference of another resolution."),
+    ] = False,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", metavar="latest|best|PATH", help="Which checkpoint.")
+    ] = "latest",
+    weights: Annotated[
+        Literal["ema", "model"], typer.Option("--weights", help="Averaged, or as trained.")
+    ] = "ema",
+    guidance: Annotated[
+        float, typer.Option("--guidance", help="Classifier-free guidance scale; 1 is off.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Sample i depends on (seed, i).")] = 0,
+    bspp: Annotated[int, typer.Option("--bspp", help="Batch size of each process.")] = 100,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the network first: pays for long sweeps."),
+    ] = False,
+    mixed_precision: Annotated[
+        Literal["no", "fp16", "bf16"],
+        typer.Option("-mp", "--mixed_precision", "--mixed-precision", help="Precision."),
+    ] = "no",
+) -> None:
+    """Measure a run, or stored samples, against a reference: table, picture and JSON."""
+    from flowmatch.cli.train import PRECISIONS
+    from flowmatch.evaluation import (
+        Sweep,
+        Wish,
+        as_table,
+        evaluate_flow,
+        evaluate_stored,
+        notes,
+        prepare,
+    )
+    from flowmatch.evaluation.stored import load_stored
+    from flowmatch.runs import WEIGHT_FILES, load_flow, model_facts, open_run
+    from flowmatch.solvers import parse
+    from flowmatch.training.distributed import describe, start_processes
+
+    overrides = [word for word in words if "=" in word]
+    subjects = [Path(word) for word in words if "=" not in word]
+    if len(subjects) != 1:
+        raise ValueError(f"give one run directory or set of samples, got {len(subjects)}")
+    subject = subjects[0]
+    is_run = (subject / "config.yaml").is_file()
+    if not is_run and (overrides or solvers or guidance != 1):
+        raise ValueError(
+            f"{subject} is no run directory (it has no config.yaml), so --solvers, --guidance and"
+            " changes to a config mean nothing for it"
+        )
+    chosen = [solver for spec in solvers or [] for solver in parse(spec)]
+    wish = Wish(reference, features, feature_weights, resize_reference)
+    usual = 50_000 if features in ("inception", "dinov2") else 5_000
+    count = usual if num_samples is None else num_samples
+    sweep = Sweep(count, repeats, batch=bspp, seed=seed, guidance=guidance)
+    stored = None if is_run else load_stored(subject)
+    accelerator = start_processes(PRECISIONS[mixed_precision])  # type: ignore[arg-type]
+    say = print if accelerator.is_main_process else lambda *words: None
+    say(describe(accelerator))
+    if stored is not None:
+        sweep = sweep.over(len(stored.x), all_of_it=num_samples is None)
+        shape = tuple(stored.x.shape[1:])
+        conditional = stored.labels is not None
+        scores = prepare(wish, shape, None, accelerator, conditional=conditional, say=say)
+        document = evaluate_stored(stored, sweep, scores, accelerator, json_file=json_file)
+    else:
+        settings, folder = open_run(subject, checkpoint, overrides=overrides)
+        flow = load_flow(settings, folder / WEIGHT_FILES[weights], device=accelerator.device)
+        sweep.check(flow)
+        if compile:
+            flow.network.compile()
+        conditional = flow.num_classes is not None
+        scores = prepare(
+            wish, settings.data.shape, settings, accelerator, conditional=conditional, say=say
+        )
+        document = evaluate_flow(
+            flow,
+            chosen or [settings.sample.solver],
+            sweep,
+            scores,
+            accelerator,
+            model=model_facts(subject, folder, weights),
+            out=subject / "evaluation",
+            json_file=json_file,
+            say=say,
+        )
+    say(f"\n{as_table(document)}\n")
+    for line in notes(document):
+        say(line)
+    accelerator.end_training()

@@ -1,0 +1,181 @@
+"""Tables: a row for each solver of a flow, or one for samples that are there already."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowmatch.evaluation.anchors import add_anchors
+from flowmatch.evaluation.pictures import quality_against_nfe, sample_grid
+from flowmatch.evaluation.preparation import shown
+from flowmatch.evaluation.protocol import digest, versions
+from flowmatch.evaluation.scores import ImageScores, PointScores, Scores
+from flowmatch.evaluation.stored import Stored
+from flowmatch.evaluation.sweep import (
+    Document,
+    FlowSamples,
+    StoredSamples,
+    Sweep,
+    measure_row,
+    solver_facts,
+    transport,
+)
+from flowmatch.evaluation.table import one_line
+from flowmatch.flow import Flow
+from flowmatch.solvers import FixedStep, Solver
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from flowmatch.evaluation.extraction import SampleSet
+
+
+def evaluate_flow(
+    flow: Flow,
+    solvers: Sequence[Solver],
+    sweep: Sweep,
+    scores: Scores,
+    accelerator: Accelerator,
+    *,
+    model: dict[str, Any],
+    out: Path | None = None,
+    json_file: Path | None = None,
+    say: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """A row for each solver, written as soon as it is known; the document.
+
+    Args:
+        flow: the model, on the accelerator's device.
+        model: what the protocol says of it: name, weights, hash, step, images seen.
+        out: folder for the JSON file and the pictures; None writes no pictures.
+        json_file: where the JSON goes instead.
+        say: told each row, by its name.
+    """
+    protocol = protocol_of(scores, sweep, accelerator, model, flow)
+    scores.warn_about(sweep.count)
+    stem = _stem(protocol)
+    document = Document(json_file or (out / f"{stem}.json" if out else None), protocol)
+    todo = [s for s in solvers if not document.has(solver_facts(s))]
+    work = sum(_calls(s) for s in todo) * sweep.count * sweep.repeats
+    with shown("evaluating", work, accelerator) as advance:
+        for solver in todo:
+            subject = FlowSamples(flow, solver, sweep, accelerator)
+            row, first = measure_row(subject, sweep, scores, accelerator, progress=advance)
+            row = solver_facts(solver) | row
+            if accelerator.is_main_process:
+                _tell_nonfinite(row, sweep)
+                if out is not None and isinstance(scores, ImageScores):
+                    row["grid"] = _save_grid(first, row, out, stem, flow)
+                document.add(row)
+                say(one_line(row, scores.primary))
+            accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _finish(document, flow, sweep, scores, out, stem)
+    accelerator.wait_for_everyone()
+    return document.content
+
+
+def evaluate_stored(
+    stored: Stored,
+    sweep: Sweep,
+    scores: Scores,
+    accelerator: Accelerator,
+    *,
+    json_file: Path | None = None,
+) -> dict[str, Any]:
+    """The one row of samples that are there already; the document."""
+    content = hashlib.sha256(stored.x.contiguous().numpy().tobytes()).hexdigest()[:12]
+    model: dict[str, Any] = {"name": stored.name, "hash": content}
+    if stored.record is not None:
+        model["sampling"] = stored.record
+    protocol = protocol_of(scores, sweep, accelerator, model, None)
+    scores.warn_about(sweep.count)
+    document = Document(json_file, protocol)
+    facts = {"solver": None, "steps": None}
+    if not document.has(facts):
+        subject = StoredSamples(stored, accelerator.device)
+        row, _ = measure_row(subject, sweep, scores, accelerator)
+        if accelerator.is_main_process:
+            _tell_nonfinite(row, sweep)
+            document.add(facts | row)
+            if isinstance(scores, ImageScores):
+                add_anchors(document.content, scores)
+            document.write()
+    accelerator.wait_for_everyone()
+    return document.content
+
+
+def protocol_of(
+    scores: Scores,
+    sweep: Sweep,
+    accelerator: Accelerator,
+    model: dict[str, Any],
+    flow: Flow | None,
+) -> dict[str, Any]:
+    """What all rows of a table have in common; `flow` is None for stored samples."""
+    precision = accelerator.mixed_precision
+    labels = None
+    if flow is not None and flow.num_classes is not None:
+        labels = f"{flow.num_classes} classes in turn"
+    return {
+        **scores.describe(),
+        "samples": {
+            "count": sweep.count,
+            "sets": sweep.repeats,
+            "seed": sweep.seed if flow is not None else None,
+            "labels": labels,
+            "as": "uint8" if isinstance(scores, ImageScores) else "float32",
+        },
+        "guidance": sweep.guidance if flow is not None else None,
+        "model": model,
+        "precision": "fp32" if precision == "no" else precision,
+        "versions": versions(),
+    }
+
+
+def _stem(protocol: dict[str, Any]) -> str:
+    """A file name that differs where the protocol does."""
+    kind, step = protocol["features"]["kind"], protocol["model"].get("step")
+    at = f"step{step:07d}-" if step is not None else ""
+    return f"{at}{kind}-{protocol['samples']['count']}-{digest(protocol)}"
+
+
+def _tell_nonfinite(row: dict[str, Any], sweep: Sweep) -> None:
+    if row["nonfinite"]:
+        warnings.warn(
+            f"{row['nonfinite']:,} of {sweep.count * sweep.repeats:,} samples of"
+            f" {row.get('solver') or 'the set'} hold NaN or infinite values; they were counted, and"
+            " evaluated as black images (points: no number is given)",
+            stacklevel=2,
+        )
+
+
+def _save_grid(samples: SampleSet, row: dict[str, Any], out: Path, stem: str, flow: Flow) -> str:
+    """Draw the first samples of a row; the file's name, relative to the JSON's usual place."""
+    name = "-".join(str(part) for part in (stem, row["solver"], row["steps"]) if part) + ".png"
+    out.mkdir(parents=True, exist_ok=True)
+    sample_grid(samples, flow.num_classes).save(out / name)
+    return name
+
+
+def _finish(
+    document: Document, flow: Flow, sweep: Sweep, scores: Scores, out: Path | None, stem: str
+) -> None:
+    """What belongs to the whole table: anchors, path energy, the picture."""
+    document.rows.sort(key=lambda row: (row["solver"], row["nfe"] or 0))
+    if isinstance(scores, PointScores):
+        document.content["transport"] = transport(flow, sweep)
+    elif "anchors" not in document.content:
+        add_anchors(document.content, scores)
+    if out is not None and document.rows:
+        out.mkdir(parents=True, exist_ok=True)
+        quality_against_nfe(document.content, scores.primary).save(out / f"{stem}.png")
+    document.write()
+
+
+def _calls(solver: Solver) -> int:
+    """Network evaluations a sample, as far as they are known beforehand: for the progress bar."""
+    return solver.nfe if isinstance(solver, FixedStep) else 100

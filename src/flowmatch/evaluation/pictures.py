@@ -1,0 +1,60 @@
+"""What belongs to a table to look at: the samples of a row, and quality against cost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from flowmatch.evaluation.extraction import SampleSet
+from flowmatch.pictures import columns_for, figure_image, image_grid
+
+_SHOWN = 100
+
+
+def sample_grid(samples: SampleSet, num_classes: int | None) -> Image.Image:
+    """The first hundred samples of a set, one class a column where there are few."""
+    return image_grid(samples.samples[:_SHOWN], columns=columns_for(num_classes))
+
+
+def quality_against_nfe(document: Mapping[str, Any], primary: str) -> Image.Image:
+    """The deciding metric against network evaluations a sample, one line a solver."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
+
+    lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for row in document["rows"]:
+        value = row["metrics"].get(primary)
+        if value is not None and row.get("nfe"):
+            lines[row["solver"]].append((row["nfe"], value, row.get("spread", {}).get(primary, 0)))
+    figure, axes = plt.subplots(figsize=(7, 4.5), dpi=120)
+    for name, points in lines.items():
+        nfe, value, spread = zip(*sorted(points), strict=True)
+        axes.errorbar(nfe, value, yerr=spread, marker="o", ms=4, capsize=3, lw=1.5, label=name)
+    anchor = document.get("anchors", {}).get("held-out data")
+    if anchor is not None:
+        level, count = anchor["metrics"][primary], anchor["count"]
+        axes.axhline(level, color="0.4", ls="--", lw=1, label=f"held-out data ({count:,})")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = sorted({row["nfe"] for row in document["rows"] if row.get("nfe")})
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.minorticks_off()
+    axes.set_xlabel("network evaluations a sample (NFE)")
+    axes.set_ylabel(f"{primary} (lower is better)")
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(frameon=False)
+    samples, reference = document["protocol"]["samples"], document["protocol"]["reference"]
+    axes.set_title(
+        f"{samples['count']:,} samples x {samples['sets']} against {reference['name']}"
+        f" ({reference['count']:,})",
+        fontsize=10,
+    )
+    figure.tight_layout()
+    picture = figure_image(figure)
+    plt.close(figure)
+    return picture

@@ -1,0 +1,96 @@
+"""The protocol: everything that a number depends on, kept with it and compared before ranking."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import flowmatch
+
+
+def versions() -> dict[str, str]:
+    """The libraries that make a number."""
+    return {
+        "flowmatch": flowmatch.__version__,
+        "torch": torch.__version__,
+        "torch_fidelity": importlib.metadata.version("torch-fidelity"),
+    }
+
+
+def digest(protocol: Mapping[str, Any]) -> str:
+    """Six hexadecimal digits that name a protocol."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def sentence(protocol: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """One line that says how a number came about; printed with it and stored beside it.
+
+    Args:
+        protocol: that of the table.
+        row: the row's own part: solver, steps, nfe.
+    """
+    parts = [
+        _features(protocol["features"]),
+        _samples(protocol["samples"]),
+        _reference(protocol["reference"]),
+        _solver(row),
+        f"guidance {protocol['guidance']:g}" if protocol.get("guidance") is not None else None,
+        _model(protocol["model"]),
+        protocol["precision"],
+        ", ".join(f"{name} {version}" for name, version in protocol["versions"].items()),
+    ]
+    return " | ".join(part for part in parts if part)
+
+
+def _features(features: Mapping[str, Any]) -> str:
+    if features["kind"] == "none":
+        return "on the samples themselves"
+    text = f"features {features['kind']} {features['hash']} ({features['dims']} dims"
+    if "accuracy" in features:
+        text += f", {features['accuracy']:.1%} held-out accuracy at {features['task']}"
+    return f"{text})"
+
+
+def _samples(samples: Mapping[str, Any]) -> str:
+    text = f"{samples['count']:,} samples"
+    if samples["sets"] > 1:
+        text += f" x {samples['sets']} sets"
+    if samples.get("seed") is not None:
+        text += f", seed {samples['seed']}"
+    return text + (f", {samples['labels']}" if samples.get("labels") else "")
+
+
+def _reference(reference: Mapping[str, Any]) -> str:
+    return f"reference {reference['name']} {reference['hash']} ({reference['count']:,})"
+
+
+def _solver(row: Mapping[str, Any]) -> str | None:
+    if row.get("solver") is None:
+        return None
+    steps = f" {row['steps']} steps" if row.get("steps") else ""
+    end = ", bare end" if row.get("safe_end") is False else ""
+    return f"{row['solver']}{steps}, {row['time_grid']} grid{end}, {row['nfe']:g} NFE"
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    if "weights" not in model:
+        return f"stored samples {model['name']} {model['hash']}"
+    text = f"{model['weights']} weights {model['hash']}"
+    seen = model.get("images_seen")
+    return f"{text}, {seen:,} images seen" if seen is not None else text
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {
+        key: value
+        for name, child in node.items()
+        for key, value in flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }

@@ -1,0 +1,97 @@
+"""The page's head: what the run is, how far it came, and its one number."""
+
+from __future__ import annotations
+
+from flowmatch.evaluation import glossary
+from flowmatch.report.html import Markup, element, join, missing, paragraph
+from flowmatch.report.numbers import NONE, scaled, significant, with_spread
+from flowmatch.report.reading import Run, number
+from flowmatch.report.scores import best_row, metric_names
+
+
+def overview(run: Run) -> Markup:
+    """The page's header."""
+    facts = element(
+        "dl",
+        *(
+            element("div", element("dt", name), element("dd", text))
+            for name, text in _facts(run).items()
+        ),
+    )
+    headline = _headline(run) or _reduced_headline(run)
+    if headline is None:
+        told = "No number yet: to measure this run, use"
+        headline = missing(told, f"flowmatch evaluate {run.argument}")
+    kicker = paragraph("flowmatch run", class_="kicker")
+    return element("header", kicker, element("h1", run.name), facts, headline)
+
+
+def _facts(run: Run) -> dict[str, str]:
+    config, network = run.config, run.config.network
+    shape = f", {' × '.join(map(str, run.shape))}" if run.shape else ""
+    classes = f", {network.num_classes:,} classes" if network.num_classes else ""
+    size = f", {scaled(run.parameters)} parameters" if run.parameters else ""
+    reached = NONE
+    if run.checkpoint is not None:
+        step, images = run.checkpoint
+        reached = f"step {step:,} of {config.train.total_steps:,}, {images:,} images"
+    return {
+        "Data": f"{config.data.kind}{shape}{classes}",
+        "Network": f"{network.kind}{size}",
+        "Path": config.path.kind,
+        "Predicts": config.predict,
+        "Last checkpoint": reached,
+    }
+
+
+def _headline(run: Run) -> Markup | None:
+    """The best row of the newest evaluation that can be ranked."""
+    for path, evaluation in reversed(run.evaluations.items()):
+        metric = glossary.primary(metric_names(evaluation))
+        row = best_row(evaluation.rows, metric) if metric else None
+        if metric is None or row is None:
+            continue
+        value = with_spread(row.metrics[metric], row.spread.get(metric))
+        others = f", the best of {len(evaluation.rows)}" if len(evaluation.rows) > 1 else ""
+        cost = f", {row.nfe:,.0f} network evaluations a sample" if row.nfe else ""
+        anchors = [
+            f"{name} {significant(anchor.metrics[metric])}"
+            for name, anchor in evaluation.anchors.items()
+            if "held" in name and anchor.metrics.get(metric) is not None
+        ]
+        beside = f" For comparison: {', '.join(anchors)}." if anchors else ""
+        told = f"{row.name}{cost}{others}; evaluation {path.stem}.{beside}"
+        return _number(glossary.headed(metric), value, told, row.protocol)
+    return None
+
+
+def _reduced_headline(run: Run) -> Markup | None:
+    """The best evaluation during training, said to be reduced."""
+    scored = []
+    for record in run.with_key("evaluation"):
+        evaluation = record["evaluation"]
+        metric = evaluation.get("primary") if isinstance(evaluation, dict) else None
+        value = number(record, "evaluation", "metrics", str(metric))
+        if value is not None:
+            scored.append((value, str(metric), record))
+    if not scored:
+        return None
+    value, metric, record = min(scored, key=lambda s: s[0])
+    told = (
+        f"reduced: {number(record, 'evaluation', 'num_samples') or 0:,.0f} samples, at step"
+        f" {number(record, 'step') or 0:,.0f}, the best of {len(scored)} evaluations during"
+        " training."
+    )
+    protocol = str(record["evaluation"].get("protocol", ""))
+    return _number(f"{metric} ↓", significant(value), told, protocol)
+
+
+def _number(name: str, value: str, told: str, protocol: str) -> Markup:
+    stated = join(element("b", "Protocol"), f": {protocol or 'the file states none'}")
+    return element(
+        "div",
+        paragraph(element("span", name, class_="name"), " ", element("strong", value)),
+        paragraph(told),
+        paragraph(stated, class_="protocol"),
+        class_="headline",
+    )

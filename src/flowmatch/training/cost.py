@@ -1,0 +1,98 @@
+"""What a run costs: operations of the network, and how many a second the device can do."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from flowmatch import __version__
+from flowmatch.flow import Flow
+from flowmatch.randomness import keyed_generator
+from flowmatch.training.distributed import precision_of
+from flowmatch.training.settings import Precision
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_MOST_SECONDS = 0.1
+
+
+def starting_facts(flow: Flow, shape: tuple[int, ...], accelerator: Accelerator) -> dict[str, Any]:
+    """What a run starts on, and what its cost follows from.
+
+    Args:
+        flow: what is trained, in evaluation mode.
+        shape: of one sample.
+        accelerator: processes, device and precision.
+    """
+    precision = precision_of(accelerator)
+    return {
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "flowmatch": __version__,
+        "forward_flops_per_image": forward_flops(flow, shape),
+        "matmul_flops_per_second": matmul_rate(accelerator.device, precision),
+    }
+
+
+@torch.no_grad()
+def forward_flops(flow: Flow, shape: tuple[int, ...]) -> int:
+    """Floating-point operations of one forward pass of one sample; a multiply-add counts as 2.
+
+    Counted are matrix products, convolutions and attention; what works element by element is not.
+
+    Args:
+        flow: in evaluation mode.
+        shape: of one sample.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(flow.parameters()).device
+    x, t = torch.zeros(1, *shape, device=device), torch.full((1,), 0.5, device=device)
+    label = torch.zeros(1, dtype=torch.int64, device=device) if flow.num_classes else None
+    with FlopCounterMode(display=False) as counter:
+        flow(x, t, label)
+    return int(counter.get_total_flops())
+
+
+def matmul_rate(device: torch.device, precision: Precision) -> float:
+    """Operations a second in the product of two square matrices: the best of at most five runs.
+
+    It is what the device reaches in the precision of training, as this process has set it up
+    (threads, TF32), and so the scale that a network's own rate can be held against.
+    """
+    n = 512 if device.type == "cpu" else 4096
+    generator = keyed_generator("matmul", device=device)
+    a = torch.empty(n, n, device=device).normal_(generator=generator).to(_DTYPES[precision])
+    _ = a[:64, :64] @ a[:64, :64]  # the first product of a process loads libraries
+    _wait(device)
+    seconds: list[float] = []
+    while len(seconds) < 5 and sum(seconds) < _MOST_SECONDS:
+        began = time.perf_counter()
+        _ = a @ a
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * n**3 / min(seconds)
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU or CPU as its maker gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    info = Path("/proc/cpuinfo")  # Linux alone; elsewhere Python knows the name
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,104 @@
+"""Looking at a flow in training: a grid of samples, and the numbers that explain the loss."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from flowmatch.data import Dataset
+from flowmatch.flow import Flow
+from flowmatch.losses import FlowMatching
+from flowmatch.pictures import columns_for, image_grid, scatter
+from flowmatch.sampling import bind, noise
+from flowmatch.solvers import Solver
+from flowmatch.tensors import to_uint8
+from flowmatch.training.diagnosis import Probe, clip_share, gradient_norms, walk
+from flowmatch.training.settings import TrainConfig
+
+
+class Seen(NamedTuple):
+    """What there was to see."""
+
+    picture: Image.Image
+    """Samples as a grid of images, or as points."""
+    numbers: dict[str, Any]
+    """`grad_norm_t` (ten numbers), `curvature`, `clip_share`; None where there is no such thing."""
+
+
+class View:
+    """Samples of the averaged weights, and gradients of the weights in training.
+
+    Always the same noise, labels and data, so that what differs between two looks is the weights.
+
+    Args:
+        flow: in training.
+        average: its moving average, which is sampled.
+        loss: the objective.
+        dataset: the training data.
+        config: batch, seed and number of samples.
+        solver: how samples are drawn.
+        rows: samples of one part of a batch: as many gradients are computed at once.
+        accelerator: device and precision.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        average: Flow,
+        loss: FlowMatching,
+        dataset: Dataset,
+        config: TrainConfig,
+        *,
+        solver: Solver,
+        rows: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self._flow, self._average, self._loss = flow, average, loss
+        self._dataset, self._config, self._solver = dataset, config, solver
+        self._rows, self._accelerator = rows, accelerator
+
+    def look(self) -> Seen:
+        """Draw the samples and measure; on one process, and without a trace in the training."""
+        shape, device = self._dataset.shape, self._accelerator.device
+        n, classes = self._config.samples, self._flow.num_classes
+        x0 = noise(range(n), shape, stream=self._config.seed).to(device)
+        labels = torch.arange(n, device=device) % classes if classes else None
+        with self._accelerator.autocast():
+            x1, curvature = walk(bind(self._average, labels), x0, self._solver)
+        is_image = len(shape) == 3
+        picture = (
+            image_grid(to_uint8(x1), columns=columns_for(classes))
+            if is_image
+            else scatter(x1, labels=labels)
+        )
+        numbers = {
+            "grad_norm_t": self._gradient_norms(),
+            "curvature": curvature,
+            "clip_share": clip_share(x1) if is_image else None,
+        }
+        return Seen(picture, numbers)
+
+    def _gradient_norms(self) -> list[float]:
+        scaler = self._accelerator.scaler
+        return gradient_norms(
+            self._flow,
+            self._loss,
+            self._probe,
+            rows=self._rows,
+            scale=scaler.get_scale() if scaler is not None else 1.0,
+            autocast=self._accelerator.autocast,
+        )
+
+    @functools.cached_property
+    def _probe(self) -> Probe:
+        return Probe.of(
+            self._dataset,
+            self._config.batch,
+            conditional=self._flow.num_classes is not None,
+            seed=self._config.seed,
+            device=self._accelerator.device,
+        )
