@@ -3,8 +3,8 @@
     python benchmarks/evaluation.py [--images 50000] [--samples 1000] [--nfe 100]
 
 First the statistics of so many 32x32 colour images with a fitted net. Then a row of a table of 8x8
-digits: drawing the samples with a network of a million parameters, against everything else (features
-and all metrics).
+digits: drawing the samples with a network of a million parameters, against all the rest, that is
+features and metrics.
 """
 
 from __future__ import annotations

@@ -105,8 +105,13 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def fitted_cache(tmp_path_factory):
-    """A cache that the features of the digits are fitted into once."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache that holds the features fitted to the digits."""
+    from flowmatch.data import Digits
+    from flowmatch.features import fitted
+
+    folder = tmp_path_factory.mktemp("cache")
+    fitted(Digits().build("train"), Digits().build("test"), cache=folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

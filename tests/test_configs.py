@@ -31,6 +31,7 @@ def test_the_first_step_on_data_of_the_right_layout(path, tmp_path, monkeypatch)
     config = load_config(path)
     made = MAKERS[config.data.kind](tmp_path / "data")
     small = ["train.steps=1", "train.batch=2", "train.workers=0", "train.precision=fp32"]
+    small += ["train.evaluate_every_images=null"]  # of so little data no features can be fitted
     small += [f"data.{key}={getattr(made, key)}" for key in ("root", "path") if hasattr(made, key)]
     if config.data.kind in ("folder", "hub"):  # the made images are small
         small += ["data.image_size=32", "network.attention_resolutions=[8]"]

@@ -1,6 +1,8 @@
 """Real processes: two give what one gives, and no signal at any moment loses a run."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,11 +27,13 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
 
 
-def run(*command: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def run(
+    *command: object, cwd: Path = ROOT, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
     return subprocess.run(
         [str(c) for c in command],
         cwd=cwd,
-        env=ENVIRONMENT,
+        env=environment or ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=240,
@@ -66,6 +70,37 @@ def test_two_processes_give_the_run_and_the_samples_of_one(tiny, tmp_path):
     for path in (tmp_path / "a").glob("*.png"):
         a, b = (np.asarray(Image.open(tmp_path / f / path.name)).astype(int) for f in "ab")
         assert abs(a - b).max() <= 1
+
+
+def test_two_processes_measure_what_one_measures(trained, fitted_cache, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "FLOWMATCH_CACHE", str(fitted_cache))
+    command = ("-m", "flowmatch", "evaluate", trained, "--num-samples", 50, "--repeats", 2)
+    command += ("--solvers", "euler:2", "heun:1", "--bspp", 16, "--json")
+    one = run(sys.executable, *command, tmp_path / "one.json")
+    assert one.returncode == 0, one.stderr
+    two = run(*TORCHRUN, *command, tmp_path / "two.json")
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("| euler ") == one.stdout.count("| euler ")  # one voice
+    ours, theirs = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+    assert ours["protocol"] == theirs["protocol"]
+    for a, b in zip(ours["rows"], theirs["rows"], strict=True):
+        assert a["metrics"] == pytest.approx(b["metrics"], rel=1e-3)
+        assert a["nfe"] == b["nfe"]
+
+
+def test_two_processes_compute_the_reference_of_one(fitted_cache, tmp_path):
+    (tmp_path / "data.yaml").write_text("{kind: digits}")
+    files = []
+    for name, launcher in (("one", (sys.executable,)), ("two", TORCHRUN)):
+        files.append(tmp_path / f"{name}.safetensors")
+        cache = {**ENVIRONMENT, "FLOWMATCH_CACHE": str(tmp_path / name)}
+        shutil.copytree(fitted_cache / "features", tmp_path / name / "features")
+        command = (*launcher, "-m", "flowmatch", "reference", tmp_path / "data.yaml", "-o")
+        done = run(*command, files[-1], environment=cache)
+        assert done.returncode == 0, done.stderr
+    ours, theirs = (load_file(f) for f in files)
+    for key in ours:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-5)
 
 
 def test_accelerate_launches_both_doors(tiny, tmp_path):

@@ -10,13 +10,22 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from made_data import MAKERS
-from test_processes import run
+from test_processes import ENVIRONMENT, run
 
 ROOT = Path(__file__).parents[1]
 SHORT = (
     "train.steps=4 train.batch=8 train.sample_every_steps=4 train.samples=4"
-    " network.channels=8 network.heads=2 sample.solver.steps=2"
+    " network.channels=8 network.heads=2 sample.solver.steps=2 train.evaluate_samples=20"
 )
+FEWER = {  # in commands that evaluate
+    "5000": "20",
+    "1000": "20",
+    "heun:5,20": "heun:1",
+    "euler:10,100,1000": "euler:1,2",
+    "heun:5,50,500": "heun:1",
+    "euler:10,100": "euler:1,2",
+    "heun:5,50": "heun:1",
+}
 PROGRAMS = {
     "flowmatch": "-m flowmatch",
     "accelerate launch": "-m accelerate.commands.launch",
@@ -36,6 +45,8 @@ def command(line: str) -> list[str]:
             words = [sys.executable, *module.split(), *shlex.split(line)[len(name.split()) :]]
             if "-c" in words:
                 words += [w for w in SHORT.split() if w.split("=")[0] not in line]
+            if "evaluate" in words:
+                words = [FEWER.get(w, w) for w in words]
             return [w.replace("step0200000", "step0000004") for w in words]
     raise AssertionError(f"a documented command that no test runs: {line}")
 
@@ -50,10 +61,12 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_commands_of_the_readme(workplace, seed_checkpoints):
+def test_the_commands_of_the_documentation(workplace, seed_checkpoints, fitted_cache, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "FLOWMATCH_CACHE", str(fitted_cache))
     for name in ("model_ema.pt", "config.yaml"):
         shutil.copy(seed_checkpoints / "grey28" / name, workplace)
-    lines = [line for block in blocks("README.md", "bash") for line in block.splitlines()]
+    found = [*blocks("README.md", "bash"), *blocks("docs/evaluation.md", "bash")]
+    lines = [line for block in found for line in block.splitlines()]
     lines = [line for line in lines if line and not line.startswith("make ")]
     assert len(lines) >= 9
     for line in lines:
@@ -62,6 +75,7 @@ def test_the_commands_of_the_readme(workplace, seed_checkpoints):
     assert len(list((workplace / "samples/cifar10").glob("0*.png"))) == 64
     names = {p.name for p in (workplace / "runs/digits/look").iterdir()}
     assert names == {"samples.png", "nearest.png", "trajectory.gif", "loss.png"}
+    assert (workplace / "runs/digits/report.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/extending.md"])
@@ -77,7 +91,7 @@ def test_the_python_of_the_documentation(document, tmp_path, monkeypatch, traine
 
 
 def test_links_and_pictures_exist():
-    for document in ("README.md", "docs/extending.md", "CONTRIBUTING.md"):
+    for document in ("README.md", "docs/extending.md", "docs/evaluation.md", "CONTRIBUTING.md"):
         folder = (ROOT / document).parent
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
             assert target.startswith("http") or (folder / target).exists(), target
@@ -87,6 +101,7 @@ SCRIPTS = {
     "examples/toys.py": ["--steps", "5"],
     "benchmarks/train_step.py": ["--rounds", "2", "--batch", "2"],
     "benchmarks/sampler.py": ["--rounds", "2", "--batch", "2"],
+    "benchmarks/evaluation.py": ["--images", "100", "--samples", "20", "--nfe", "2"],
 }
 
 

@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flowmatch import couplings as couplings
     from flowmatch import data as data
+    from flowmatch import features as features
     from flowmatch import guidance as guidance
     from flowmatch import interop as interop
     from flowmatch import losses as losses
+    from flowmatch import metrics as metrics
     from flowmatch import networks as networks
     from flowmatch import paths as paths
     from flowmatch import solvers as solvers
@@ -33,9 +35,11 @@ if TYPE_CHECKING:
 _ROOMS = (
     "couplings",
     "data",
+    "features",
     "guidance",
     "interop",
     "losses",
+    "metrics",
     "networks",
     "paths",
     "solvers",

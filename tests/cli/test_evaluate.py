@@ -52,6 +52,7 @@ def test_a_run_gives_table_picture_and_json(flowmatch, trained, tmp_path):
     assert document["anchors"]["held-out data"]["metrics"]["fd_data"] < row["metrics"]["fd_data"]
     assert "| euler" in out
     assert row["protocol"].split(" | ")[0] in out
+    assert "solver, steps and NFE as in the row" in out
     assert "% right on 360 held-out images" in out
     assert "40 samples for" in err  # fewer samples than features: said, with the bias
 

@@ -4,9 +4,9 @@ import copy
 import json
 
 import pytest
+from test_sweep import PROTOCOL
 
 from flowmatch.evaluation.compare import compare
-from test_sweep import PROTOCOL
 
 
 def table(path, protocol=PROTOCOL, **metrics):

@@ -35,7 +35,7 @@ def test_a_data_config_alone_or_inside_a_whole_one(tiny, tmp_path):
     assert find_reference(str(node), None).shape == (1, 16, 16)
     assert len(find_reference(f"{tiny}:test", None).dataset) == 360
     node.write_text(yaml.safe_dump({"kind": "digit"}))
-    with pytest.raises(ValueError, match="unknown kind 'digit'.*did you mean digits"):
+    with pytest.raises(ValueError, match=r"unknown kind 'digit'.*did you mean digits"):
         find_reference(str(node), None)
 
 
@@ -74,7 +74,7 @@ def test_a_set_without_a_test_split(tmp_path):
 
 
 def test_another_resolution_is_refused_with_what_resizing_would_do(images):
-    reference = find_reference(None, None) if False else _of(images)
+    reference = _of(images)
     with pytest.raises(ValueError, match=r"3x16x16.*3x8x8.*[Rr]esizing.*--resize-reference"):
         fit_resolution(reference, (3, 16, 16), resize=False)
     larger = fit_resolution(reference, (3, 16, 16), resize=True)
@@ -86,7 +86,7 @@ def test_another_resolution_is_refused_with_what_resizing_would_do(images):
 
 
 def test_other_channels_are_refused_even_with_resizing(images):
-    with pytest.raises(ValueError, match="1x8x8.*3x8x8: they cannot be compared"):
+    with pytest.raises(ValueError, match=r"1x8x8.*3x8x8: they cannot be compared"):
         fit_resolution(_of(images), (1, 8, 8), resize=True)
 
 

@@ -28,7 +28,7 @@ def scores(tmp_path_factory, fitted_cache):
 
 
 def measured(scores, images, labels=None):
-    made = local_set(images, scores.net)
+    made = local_set(images.split(100), scores.net)
     return scores.measure(SampleSet(**{**made.__dict__, "labels": labels}))
 
 
@@ -74,7 +74,7 @@ def test_whether_a_class_looks_like_itself(scores):
     right = measured(scores, x, labels)
     assert right["class_agreement"] == pytest.approx(scores.net.facts.accuracy, abs=0.01)
     swapped = torch.where(labels == 3, 7, labels)
-    samples = SampleSet(**{**local_set(x, scores.net).__dict__, "labels": swapped})
+    samples = SampleSet(**{**local_set([x], scores.net).__dict__, "labels": swapped})
     classes = scores.classes(samples)
     assert classes["recognised_share"][7] < 0.6  # half of its images are threes
     assert classes["requested"][3] == 0
@@ -132,7 +132,7 @@ def test_points_that_are_not_finite_give_no_number():
 
 
 def test_the_numbers_are_those_of_the_metrics_room(scores):
-    made = local_set(scores.held_out.x, scores.net)
+    made = local_set([scores.held_out.x], scores.net)
     found = scores.measure(made)
     moments = metrics.Moments.of(made.vectors)
     assert found["fd_data"] == metrics.frechet_distance(moments, scores.statistics.moments)

@@ -34,10 +34,16 @@ def test_class_folders_give_labels(tmp_path):
 def test_our_own_folders_hold_a_contact_sheet_that_is_no_sample(tmp_path):
     folder = folder_of(tmp_path / "a")
     save(folder / "contact-sheet.png", picture(40, 40))
-    (folder / "sampling.json").write_text(json.dumps({"seed": 5}))
+    record = folder / "sampling.json"
+    record.write_text(json.dumps({"seed": 5}))
     stored = load_stored(folder)
     assert len(stored.x) == 3
     assert stored.record == {"seed": 5}
+    assert stored.labels is None
+    record.write_text(json.dumps({"classes": 2, "label": None}))
+    assert load_stored(folder).labels.tolist() == [0, 1, 0]
+    record.write_text(json.dumps({"classes": 10, "label": 7}))
+    assert load_stored(folder).labels.tolist() == [7, 7, 7]
 
 
 def test_grey_and_colour_together_become_colour(tmp_path):

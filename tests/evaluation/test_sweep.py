@@ -145,7 +145,9 @@ def test_the_printed_table():
     text = " ".join(notes(document))
     assert "half the range over 2 disjoint sets" in text
     assert "about 0.5 is the bias of 50 samples" in text
-    assert f"Protocol: {rows[-1]['protocol']}" in text
+    assert f"Protocol: {sentence(PROTOCOL, None)}" in text
+    document["rows"] = rows[:1]
+    assert f"Protocol: {rows[0]['protocol']}" in notes(document)
 
 
 def test_solvers_as_words():

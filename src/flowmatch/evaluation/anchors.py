@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowmatch.data import Dataset
 from flowmatch.evaluation.extraction import local_set
 from flowmatch.evaluation.scores import ImageScores
 from flowmatch.randomness import keyed_generator
@@ -24,12 +26,22 @@ def add_anchors(document: dict[str, Any], scores: ImageScores) -> None:
     document["floor"] = {"count": count, scores.primary: scores.floor(count)}
     if scores.held_out is None or scores.held_out.identity() == scores.statistics.identity:
         return
-    images = scores.held_out.raw(torch.arange(min(len(scores.held_out), count)), None).x1
+    count = min(count, len(scores.held_out))
     bare = replace(scores, train=None, conditional=False)
-    document["anchors"] = {
-        name: {"count": len(x), "metrics": bare.measure(local_set(x, scores.net))}
-        for name, x in (("held-out data", images), ("its pixels shuffled", shuffled(images)))
-    }
+    found = {}
+    for name, change in (("held-out data", None), ("its pixels shuffled", shuffled)):
+        images = local_set(_batches(scores.held_out, count, change), scores.net)
+        found[name] = {"count": count, "metrics": bare.measure(images)}
+    document["anchors"] = found
+
+
+def _batches(
+    dataset: Dataset, count: int, change: Callable[[Tensor], Tensor] | None
+) -> Iterator[Tensor]:
+    """The first plain images of a set, as uint8 [B, C, H, W], changed or not."""
+    for index in torch.split(torch.arange(count), 250):
+        images = dataset.raw(index, None).x1
+        yield change(images) if change is not None else images
 
 
 def shuffled(images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from flowmatch.features import FeatureNet
 
-KEPT_SAMPLES = 10_000
-"""Samples of a set kept as they are, for neighbours, precision and pictures; the first so many."""
+KEPT_SAMPLES = 2_000
+"""Samples of a set kept as they are, to look for copies and to be drawn; the first so many."""
 
 Progress = Callable[[int], None]
 
@@ -101,14 +101,20 @@ def extract(
     return _join(collected, accelerator, seconds)
 
 
-def local_set(images: Tensor, net: FeatureNet, *, batch: int = 250) -> SampleSet:
-    """Images at hand, uint8 [N, C, H, W], as a set; this process alone computes."""
-    found = [net(part) for part in torch.split(images, batch)]
-    logits = [f.logits.cpu() for f in found if f.logits is not None]
+def local_set(batches: Iterable[Tensor], net: FeatureNet) -> SampleSet:
+    """Images at hand, uint8 [B, C, H, W], as a set; this process alone computes."""
+    vectors, logits, samples = [], [], torch.empty(0, dtype=torch.uint8)
+    for images in batches:
+        found = net(images)
+        vectors.append(found.vectors.cpu())
+        logits += [] if found.logits is None else [found.logits.cpu()]
+        if len(samples) < KEPT_SAMPLES:
+            room = KEPT_SAMPLES - len(samples)
+            samples = torch.cat([samples.view(-1, *images.shape[1:]), images[:room].cpu()])
     return SampleSet(
-        vectors=torch.cat([f.vectors.cpu() for f in found]),
+        vectors=torch.cat(vectors),
         logits=torch.cat(logits) if logits else None,
-        samples=images[:KEPT_SAMPLES].cpu(),
+        samples=samples,
         labels=None,
         nonfinite=0,
         clipped=None,

@@ -27,12 +27,12 @@ def digest(protocol: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:6]
 
 
-def sentence(protocol: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+def sentence(protocol: Mapping[str, Any], row: Mapping[str, Any] | None) -> str:
     """One line that says how a number came about; printed with it and stored beside it.
 
     Args:
         protocol: that of the table.
-        row: the row's own part: solver, steps, nfe.
+        row: the row's own part: solver, steps, nfe; None leaves that to the columns of a table.
     """
     parts = [
         _features(protocol["features"]),
@@ -69,7 +69,9 @@ def _reference(reference: Mapping[str, Any]) -> str:
     return f"reference {reference['name']} {reference['hash']} ({reference['count']:,})"
 
 
-def _solver(row: Mapping[str, Any]) -> str | None:
+def _solver(row: Mapping[str, Any] | None) -> str | None:
+    if row is None:
+        return "solver, steps and NFE as in the row"
     if row.get("solver") is None:
         return None
     steps = f" {row['steps']} steps" if row.get("steps") else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from flowmatch import metrics
 from flowmatch.data import Dataset
-from flowmatch.evaluation.extraction import SampleSet
+from flowmatch.evaluation.extraction import KEPT_SAMPLES, SampleSet
 from flowmatch.evaluation.statistics import Statistics
 from flowmatch.features import FeatureNet
 from flowmatch.metrics import Moments
@@ -25,8 +26,9 @@ _SCORE = {"inception": "is", "data": "is_data"}
 MOST_NEIGHBOURS = 10_000
 """Samples and reference images that precision, recall, density and coverage look at."""
 MOST_TRAINING = 60_000
-"""Training images that samples are compared with one by one, to find copies."""
-MOST_COMPARED = 2_000
+"""Training images that samples are compared with one by one, to find copies; fewer of large ones:
+they take up to 2 GiB."""
+MOST_COMPARED = KEPT_SAMPLES
 """Samples that are compared with training images, and points in an exact assignment."""
 
 
@@ -118,7 +120,7 @@ class ImageScores:
 
     def describe(self) -> dict[str, Any]:
         """What a protocol says about how the numbers come about."""
-        compared = {"nearest_training_images_of": MOST_COMPARED, "among": MOST_TRAINING}
+        compared = {"nearest_training_images_of": MOST_COMPARED, "among": self._compared_with}
         return {
             "features": self.statistics.features,
             "reference": self.statistics.describe(),
@@ -133,10 +135,17 @@ class ImageScores:
             held_out = self._first("held_out", self.held_out, MOST_COMPARED)
         found = metrics.memorisation(
             from_uint8(samples.samples[:MOST_COMPARED]),
-            self._first("train", self.train, MOST_TRAINING),
+            self._first("train", self.train, self._compared_with),
             held_out,
         )
         return {k: v for k, v in found._asdict().items() if v is not None}
+
+    @property
+    def _compared_with(self) -> int:
+        """How many training images are held in memory to be compared with."""
+        assert self.train is not None
+        fit = 2**31 // (4 * math.prod(self.train.shape))
+        return min(len(self.train), MOST_TRAINING, max(fit, 2))
 
     def _first(self, name: str, dataset: Dataset | None, most: int) -> Tensor:
         """The first images of a set in [-1, 1], decoded once."""

@@ -88,13 +88,12 @@ def load_stored(path: Path) -> Stored:
 
 def _folder(folder: Path) -> Stored:
     record = _record(folder)
-    ours = record is not None
-    if ours and (folder / "samples.npz").is_file():
+    if record is not None and (folder / "samples.npz").is_file():
         stored = _npz(folder / "samples.npz")
         return Stored(stored.x, stored.labels, str(folder), record)
-    if ours:  # our own folders hold a contact sheet beside the samples
+    if record is not None:  # our own folders hold a contact sheet beside the samples
         files = sorted(p.name for p in folder.iterdir() if _OF_SAMPLE.fullmatch(p.name))
-        source = FileSource(folder, files)
+        source = FileSource(folder, files, _classes_of(files, record))
     elif image_files(folder, recursive=False) or not class_names(folder):
         source = FileSource(folder, image_files(folder, recursive=False))
     else:
@@ -116,6 +115,14 @@ def _record(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         raise ValueError(f"{path} is damaged; remove it, or draw the samples again") from None
     return found if isinstance(found, dict) else None
+
+
+def _classes_of(files: Sequence[str], record: dict[str, Any]) -> list[int] | None:
+    """The classes that our own samples were asked for: one for all, or every class in turn."""
+    classes, label = record.get("classes"), record.get("label")
+    if classes is None:
+        return None
+    return [int(f.split(".")[0]) % classes if label is None else label for f in files]
 
 
 def _parquet(path: Path) -> Stored:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowmatch.evaluation.glossary import headed
+from flowmatch.evaluation.protocol import sentence
 
 _PRINTED = (
     "fid",
@@ -65,7 +66,8 @@ def notes(document: Mapping[str, Any]) -> list[str]:
     if "transport" in document:
         pairs = ", ".join(f"{k} {v:.4g}" for k, v in document["transport"].items())
         found.append(f"Of the flow itself, on 100 Euler steps: {pairs}.")
-    found.append(f"Protocol: {rows[-1]['protocol']}" if rows else "")
+    alone = len(rows) == 1 or not rows[0].get("solver")
+    found.append(f"Protocol: {rows[0]['protocol'] if alone else sentence(protocol, None)}")
     return found
 
 
