@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from flowmatch.evaluation.document import Document
 from flowmatch.evaluation.protocol import sentence
 from flowmatch.evaluation.stored import Stored
 from flowmatch.evaluation.sweep import (
-    Document,
     StoredSamples,
     Sweep,
     measure_row,

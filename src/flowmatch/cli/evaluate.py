@@ -90,8 +90,8 @@ def evaluate(
     """Measure a run, or stored samples, against a reference: table, picture and JSON."""
     from flowmatch.cli.train import PRECISIONS
     from flowmatch.evaluation import (
+        Request,
         Sweep,
-        Wish,
         as_table,
         evaluate_flow,
         evaluate_stored,
@@ -115,7 +115,7 @@ def evaluate(
             " changes to a config mean nothing for it"
         )
     chosen = [solver for spec in solvers or [] for solver in parse(spec)]
-    wish = Wish(reference, features, feature_weights, resize_reference)
+    request = Request(reference, features, feature_weights, resize_reference)
     usual = 50_000 if features in ("inception", "dinov2") else 5_000
     count = usual if num_samples is None else num_samples
     sweep = Sweep(count, repeats, batch=bspp, seed=seed, guidance=guidance)
@@ -127,7 +127,7 @@ def evaluate(
         sweep = sweep.over(len(stored.x), all_of_it=num_samples is None)
         shape = tuple(stored.x.shape[1:])
         conditional = stored.labels is not None
-        scores = prepare(wish, shape, None, accelerator, conditional=conditional, say=say)
+        scores = prepare(request, shape, None, accelerator, conditional=conditional, say=say)
         document = evaluate_stored(stored, sweep, scores, accelerator, json_file=json_file)
     else:
         settings, folder = open_run(subject, checkpoint, overrides=overrides)
@@ -137,7 +137,7 @@ def evaluate(
             flow.network.compile()
         conditional = flow.num_classes is not None
         scores = prepare(
-            wish, settings.data.shape, settings, accelerator, conditional=conditional, say=say
+            request, settings.data.shape, settings, accelerator, conditional=conditional, say=say
         )
         document = evaluate_flow(
             flow,

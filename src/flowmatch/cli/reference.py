@@ -25,14 +25,14 @@ def reference(
     ] = None,
 ) -> None:
     """Write a reference's statistics as one file, to be shared and given as --reference."""
-    from flowmatch.evaluation import Wish, save_reference
+    from flowmatch.evaluation import Request, save_reference
     from flowmatch.training.distributed import start_processes
 
     if out.suffix != ".safetensors":
         raise ValueError(f"a reference file ends in .safetensors, not {out.name}")
-    wish = Wish(spec, features, feature_weights)
+    request = Request(spec, features, feature_weights)
     accelerator = start_processes()
-    statistics = save_reference(wish, out, accelerator)
+    statistics = save_reference(request, out, accelerator)
     if accelerator.is_main_process:
         print(f"{statistics.count:,} images of {statistics.name} in {out}")
     accelerator.end_training()

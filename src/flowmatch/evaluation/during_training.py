@@ -8,7 +8,7 @@ from accelerate.utils import broadcast_object_list
 
 from flowmatch.config import Config
 from flowmatch.evaluation.evaluate import protocol_of
-from flowmatch.evaluation.preparation import Say, Wish, prepare
+from flowmatch.evaluation.preparation import Request, Say, prepare
 from flowmatch.evaluation.protocol import sentence
 from flowmatch.evaluation.sweep import FlowSamples, Sweep, measure_row, solver_facts
 from flowmatch.flow import Flow
@@ -29,9 +29,9 @@ def during_training(config: Config, accelerator: Accelerator, *, say: Say) -> Ev
     if settings.evaluate_every is None:
         return None
     shape = config.data.shape
-    wish = Wish(features=settings.evaluate_features if len(shape) == 3 else None)
+    request = Request(features=settings.evaluate_features if len(shape) == 3 else None)
     conditional = config.network.num_classes is not None
-    scores = prepare(wish, shape, config, accelerator, conditional=conditional, say=say)
+    scores = prepare(request, shape, config, accelerator, conditional=conditional, say=say)
     sweep = Sweep(settings.evaluate_samples)
     solver = config.sample.solver
 

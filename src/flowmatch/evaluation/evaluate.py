@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowmatch.evaluation.anchors import add_anchors
+from flowmatch.evaluation.document import Document
 from flowmatch.evaluation.pictures import quality_against_nfe, sample_grid
 from flowmatch.evaluation.preparation import shown
 from flowmatch.evaluation.protocol import digest, versions
 from flowmatch.evaluation.scores import ImageScores, PointScores, Scores
 from flowmatch.evaluation.stored import Stored
 from flowmatch.evaluation.sweep import (
-    Document,
     FlowSamples,
     StoredSamples,
     Sweep,

@@ -47,7 +47,7 @@ def shown(label: str, total: int, accelerator: Accelerator) -> Iterator[Callable
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """What numbers are asked for.
 
     Args:
@@ -64,7 +64,7 @@ class Wish:
 
 
 def prepare(
-    wish: Wish,
+    request: Request,
     shape: tuple[int, ...],
     config: Config | None,
     accelerator: Accelerator,
@@ -80,13 +80,13 @@ def prepare(
         conditional: whether the samples come with the classes that were asked for.
         say: tells what takes a while.
     Raises:
-        ValueError: the wish cannot be fulfilled; says what would work instead.
+        ValueError: the request cannot be met; says what would work instead.
     """
     reference = fit_resolution(
-        find_reference(wish.reference, config), shape, resize=wish.resize_reference
+        find_reference(request.reference, config), shape, resize=request.resize_reference
     )
     if len(shape) != 3:
-        if wish.features is not None:
+        if request.features is not None:
             raise ValueError(
                 f"samples of shape {shape} are no images; leave out --features: they are compared"
                 " as they are"
@@ -96,24 +96,24 @@ def prepare(
     train, held_out = reference.train, reference.held_out
     if config is not None:
         train, held_out = config.data.build("train"), held_out_of(config.data)
-    net = _feature_net(wish, reference, train, held_out, accelerator, say)
+    net = _feature_net(request, reference, train, held_out, accelerator, say)
     statistics = reference.statistics or _statistics(reference, net, accelerator, say)
     _same_features(statistics, net)
     return ImageScores(net, statistics, train, held_out, conditional)
 
 
 def save_reference(
-    wish: Wish, path: Path, accelerator: Accelerator, *, say: Say = print
+    request: Request, path: Path, accelerator: Accelerator, *, say: Say = print
 ) -> Statistics:
     """Write the statistics of a reference, and the net fitted to it, as one file to share.
 
     Raises:
         ValueError: the reference cannot be found, or holds no images.
     """
-    reference = find_reference(wish.reference, None)
+    reference = find_reference(request.reference, None)
     if reference.dataset is None or len(reference.shape) != 3:
-        raise ValueError(f"{wish.reference} holds no images to make statistics of")
-    net = _feature_net(wish, reference, reference.train, reference.held_out, accelerator, say)
+        raise ValueError(f"{request.reference} holds no images to make statistics of")
+    net = _feature_net(request, reference, reference.train, reference.held_out, accelerator, say)
     statistics = _statistics(reference, net, accelerator, say)
     if accelerator.is_main_process:
         statistics.save(path)
@@ -121,7 +121,7 @@ def save_reference(
 
 
 def _feature_net(
-    wish: Wish,
+    request: Request,
     reference: Reference,
     train: Dataset | None,
     held_out: Dataset | None,
@@ -130,13 +130,13 @@ def _feature_net(
 ) -> FeatureNet:
     """The net that was asked for, the same in all processes."""
     given = reference.statistics
-    kind = wish.features or (given.features["kind"] if given is not None else "data")
+    kind = request.features or (given.features["kind"] if given is not None else "data")
     if kind != "data":
         load = load_inception if kind == "inception" else load_dinov2
         with accelerator.main_process_first():  # one downloads, the others find it there
-            return load(wish.feature_weights).to(accelerator.device)
-    if wish.feature_weights is not None:
-        return FittedNet.load(wish.feature_weights).to(accelerator.device)
+            return load(request.feature_weights).to(accelerator.device)
+    if request.feature_weights is not None:
+        return FittedNet.load(request.feature_weights).to(accelerator.device)
     if given is not None and given.net is not None:
         return given.net.to(accelerator.device)
     if train is None:

@@ -1,27 +1,23 @@
-"""A sweep: one row a solver setting, each row's sets drawn, measured, and written at once."""
+"""A sweep: one row a solver setting, each row's sets drawn and measured."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from flowmatch.evaluation.extraction import SampleSet, Subject, extract
-from flowmatch.evaluation.protocol import flat, sentence
 from flowmatch.evaluation.scores import ImageScores, Scores
 from flowmatch.flow import Flow
 from flowmatch.guidance import CountNFE, Guided
 from flowmatch.metrics import path_energy, straightness
 from flowmatch.sampling import bind, noise, sample
-from flowmatch.solvers import FixedStep, Solver
+from flowmatch.solvers import Euler, FixedStep, Solver
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -138,31 +134,31 @@ def measure_row(
     """
     net = scores.net if isinstance(scores, ImageScores) else None
     found: list[dict[str, float]] = []
-    drawn: list[SampleSet] = []
-    measuring = 0.0
+    drawing, measuring, nonfinite = 0.0, 0.0, 0
+    first = None
     for indices in sweep.sets():
         samples = extract(subject, indices, net, accelerator, batch=sweep.batch, progress=progress)
         began = time.perf_counter()
         found.append(scores.measure(samples) if accelerator.is_main_process else {})
         measuring += time.perf_counter() - began
-        drawn.append(samples)
+        drawing += samples.seconds
+        nonfinite += samples.nonfinite
+        first = first or samples  # the others are let go: fifty thousand vectors are large
+    assert first is not None
+    columns = {k: [f[k] for f in found] for k in found[0]}
     row: dict[str, Any] = {
-        "nfe": drawn[0].nfe if drawn[0].nfe else None,
-        "metrics": {k: sum(f[k] for f in found) / len(found) for k in found[0]},
-        "seconds": round(sum(d.seconds for d in drawn) / len(drawn), 3),
-        "seconds_metrics": round(measuring / len(drawn), 3),
-        "nonfinite": sum(d.nonfinite for d in drawn),
+        "nfe": first.nfe or None,
+        "metrics": {k: sum(v) / len(v) for k, v in columns.items()},
+        "seconds": round(drawing / len(found), 3),
+        "seconds_metrics": round(measuring / len(found), 3),
+        "nonfinite": nonfinite,
     }
     if len(found) > 1:
-        row["spread"] = {k: (max(v) - min(v)) / 2 for k, v in _columns(found).items()}
+        row["spread"] = {k: (max(v) - min(v)) / 2 for k, v in columns.items()}
         row["sets"] = found
-    if (classes := scores.classes(drawn[0])) is not None:
+    if (classes := scores.classes(first)) is not None:
         row["classes"] = classes
-    return row, drawn[0]
-
-
-def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    return {k: [row[k] for row in rows] for k in rows[0]}
+    return row, first
 
 
 def solver_facts(solver: Solver) -> dict[str, Any]:
@@ -180,8 +176,6 @@ def transport(flow: Flow, sweep: Sweep, *, steps: int = 100, count: int = 500) -
 
     Independent of the row's solver: it is the field that is straight or not.
     """
-    from flowmatch.solvers import Euler
-
     assert flow.shape is not None
     device = next(flow.parameters()).device
     x0 = noise(range(min(count, sweep.count)), flow.shape, stream=sweep.seed).to(device)
@@ -193,84 +187,3 @@ def transport(flow: Flow, sweep: Sweep, *, steps: int = 100, count: int = 500) -
             states.append(x)
     path, grid = torch.stack(states).cpu(), torch.tensor(times)
     return {"path_energy": path_energy(path, grid), "straightness": straightness(path, grid)}
-
-
-class Document:
-    """The table of one protocol as a JSON file, whole after every row.
-
-    A file of the same protocol keeps its rows: a sweep that was killed goes on, another solver
-    joins the table.
-
-    Args:
-        path: the file; None keeps it in memory.
-        protocol: what all rows have in common.
-    Raises:
-        ValueError: the file holds something else.
-    """
-
-    def __init__(self, path: Path | None, protocol: dict[str, Any]) -> None:
-        self.path = path
-        self.content: dict[str, Any] = {"protocol": protocol, "rows": []}
-        if path is None or not path.exists():
-            return
-        found = read_document(path)
-        before, now = flat(found["protocol"]), flat(json.loads(json.dumps(protocol)))
-        other = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        if other:
-            key = other[0]
-            raise ValueError(
-                f"{path} holds numbers of another protocol ({key} was {before.get(key)!r}, is"
-                f" {now.get(key)!r}); choose another --json"
-            )
-        self.content = found
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows so far."""
-        rows: list[dict[str, Any]] = self.content["rows"]
-        return rows
-
-    def has(self, facts: dict[str, Any]) -> bool:
-        """Whether a row of these solver facts is there."""
-        return any(all(row.get(k) == v for k, v in facts.items()) for row in self.rows)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a row with its protocol sentence, and write the file."""
-        row["protocol"] = sentence(self.content["protocol"], row)
-        self.rows.append(row)
-        self.write()
-
-    def write(self) -> None:
-        """Write the file, whole or not at all."""
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(json.dumps(_plain(self.content), indent=1, allow_nan=False) + "\n")
-        os.replace(partial, self.path)
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """A table that `flowmatch evaluate` wrote.
-
-    Raises:
-        ValueError: no such file, or another kind of file.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no evaluation {path}")
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict) or not content.keys() >= {"protocol", "rows"}:
-        raise ValueError(f"{path} is no evaluation: it has no protocol and rows")
-    return content
-
-
-def _plain(node: Any) -> Any:
-    """JSON knows no NaN: numbers that are none become null."""
-    if isinstance(node, dict):
-        return {k: _plain(v) for k, v in node.items()}
-    if isinstance(node, list | tuple):
-        return [_plain(v) for v in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node
