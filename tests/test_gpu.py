@@ -61,3 +61,23 @@ def test_samples_agree_with_the_cpu(trained):
 def test_the_data_lives_on_the_device(tiny, tmp_path):
     trainer = build(tiny, tmp_path / "run")
     assert trainer.dataset.x.device.type == "cuda"
+
+
+def test_evaluation_on_the_gpu_gives_the_numbers_of_the_cpu(trained, fitted_cache, monkeypatch):
+    monkeypatch.setenv("FLOWMATCH_CACHE", str(fitted_cache))
+    from accelerate import Accelerator
+
+    from flowmatch.evaluation import Request, Sweep, evaluate_flow, prepare
+
+    found = []
+    for cpu in (True, False):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=cpu)
+        flow = fm.load(trained, device=accelerator.device)
+        config = load_config(trained / "config.yaml")
+        scores = prepare(Request(), flow.shape, config, accelerator, conditional=True)
+        table = evaluate_flow(
+            flow, [fm.solvers.Heun(steps=3)], Sweep(200), scores, accelerator, model={"name": "run"}
+        )
+        found.append(table["rows"][0]["metrics"])
+    assert found[0]["fd_data"] == pytest.approx(found[1]["fd_data"], rel=0.02)

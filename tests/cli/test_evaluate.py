@@ -220,3 +220,29 @@ def test_mistakes_end_in_one_sentence(
     assert sentence in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+def test_statistics_are_enough_where_the_data_are_gone(flowmatch, trained, tmp_path, monkeypatch):
+    import shutil
+
+    run, config, file = tmp_path / "run", tmp_path / "data.yaml", tmp_path / "digits.safetensors"
+    config.write_text(yaml.safe_dump({"kind": "digits"}))
+    assert flowmatch("reference", config, "-o", file)[0] == 0
+    shutil.copytree(trained, run)
+    for path in (run / "config.yaml", run / "ckpt/step0000006/config.yaml"):
+        content = yaml.safe_load(path.read_text())
+        content["data"] = {"kind": "mnist", "root": str(tmp_path), "image_size": 8}
+        path.write_text(yaml.safe_dump(content))
+    monkeypatch.delenv("FLOWMATCH_DATA", raising=False)
+    code, out, err = flowmatch(
+        *("evaluate", run, *FEW, "--solvers", "euler:2", "--reference", file, "--json"),
+        tmp_path / "a.json",
+    )
+    assert code == 0, err
+    assert "copies of the training data are not looked for" in out
+    metrics = json.loads((tmp_path / "a.json").read_text())["rows"][0]["metrics"]
+    assert "fd_data" in metrics
+    assert "nn_samples" not in metrics
+    code, _, err = flowmatch("evaluate", run, *FEW)
+    assert code == 2
+    assert "mnist" in err.lower()

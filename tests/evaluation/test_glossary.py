@@ -4,9 +4,9 @@ import pytest
 
 from flowmatch.evaluation.glossary import (
     better,
+    drawn,
     explained,
     headed,
-    is_drawn,
     is_memorisation,
     primary,
 )
@@ -38,7 +38,8 @@ def test_the_metric_that_ranks():
 
 
 def test_an_excess_is_explained_but_not_drawn_twice():
-    assert not is_drawn("fd_data_excess")
+    assert drawn(["fd_data", "fd_data_excess", "clipped", "recall"]) == ["fd_data_excess", "recall"]
+    assert drawn(["fd_data"]) == ["fd_data"]
     assert "fd_data" in explained(["fd_data_excess"])["fd_data_excess"]
     assert explained(["new"]) == {}
 

@@ -74,14 +74,18 @@ def is_memorisation(metric: str) -> bool:
     return any(_belongs(metric, name) for name in _MEMORISATION)
 
 
-def is_drawn(metric: str) -> bool:
-    """Whether a metric is worth a chart: better one way, and not another one shifted."""
-    return better(metric) is not None and not metric.endswith(_EXCESS)
+def drawn(metrics: Iterable[str]) -> list[str]:
+    """The metrics worth a chart: better one way; of a distance and its excess, the excess.
+
+    Anchors stand for another number of images, and only the excess compares across numbers.
+    """
+    names = list(metrics)
+    return [m for m in names if better(m) is not None and f"{m}{_EXCESS}" not in names]
 
 
 def primary(metrics: Iterable[str]) -> str | None:
     """The metric to rank by: a Fréchet distance if there is one, else the first that can rank."""
-    names = [m for m in metrics if is_drawn(m)]
+    names = [m for m in metrics if better(m) is not None and not m.endswith(_EXCESS)]
     frechet = [m for m in names if _belongs(m, "fd") or _belongs(m, "fid")]
     return next(iter([*frechet, *names]), None)
 

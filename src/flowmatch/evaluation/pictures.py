@@ -20,38 +20,42 @@ def sample_grid(samples: SampleSet, num_classes: int | None) -> Image.Image:
 
 
 def quality_against_nfe(document: Mapping[str, Any], primary: str) -> Image.Image:
-    """The deciding metric against network evaluations a sample, one line a solver."""
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import ScalarFormatter
+    """The deciding metric against network evaluations a sample, one line a solver.
 
+    Of a Frechet distance the excess is drawn: held-out data are fewer than samples, and only the
+    excess compares sets of different sizes.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = document["rows"]
+    excess = f"{primary}_excess"
+    metric = excess if all(excess in row["metrics"] for row in rows) else primary
     lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    for row in document["rows"]:
-        value = row["metrics"].get(primary)
+    for row in rows:
+        value = row["metrics"].get(metric)
         if value is not None and row.get("nfe"):
-            lines[row["solver"]].append((row["nfe"], value, row.get("spread", {}).get(primary, 0)))
+            lines[row["solver"]].append((row["nfe"], value, row.get("spread", {}).get(metric, 0)))
     figure, axes = plt.subplots(figsize=(7, 4.5), dpi=120)
     for name, points in lines.items():
         nfe, value, spread = zip(*sorted(points), strict=True)
         axes.errorbar(nfe, value, yerr=spread, marker="o", ms=4, capsize=3, lw=1.5, label=name)
     anchor = document.get("anchors", {}).get("held-out data")
     if anchor is not None:
-        level, count = anchor["metrics"][primary], anchor["count"]
+        level, count = anchor["metrics"][metric], anchor["count"]
         axes.axhline(level, color="0.4", ls="--", lw=1, label=f"held-out data ({count:,})")
+    ticks = sorted({row["nfe"] for row in rows if row.get("nfe")})
     axes.set_xscale("log")
-    axes.set_yscale("log")
-    ticks = sorted({row["nfe"] for row in document["rows"] if row.get("nfe")})
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.minorticks_off()
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.set_xlabel("network evaluations a sample (NFE)")
-    axes.set_ylabel(f"{primary} (lower is better)")
-    axes.grid(alpha=0.25, which="both")
+    axes.set_ylabel(f"{metric} (lower is better)")
+    axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     samples, reference = document["protocol"]["samples"], document["protocol"]["reference"]
+    sets = f" x {samples['sets']} sets" if samples["sets"] > 1 else ""
     axes.set_title(
-        f"{samples['count']:,} samples x {samples['sets']} against {reference['name']}"
-        f" ({reference['count']:,})",
+        f"{samples['count']:,} samples{sets} against {reference['name']} ({reference['count']:,})",
         fontsize=10,
     )
     figure.tight_layout()

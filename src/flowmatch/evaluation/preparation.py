@@ -13,7 +13,13 @@ from accelerate.utils import broadcast_object_list
 
 from flowmatch.config import Config
 from flowmatch.data import Dataset
-from flowmatch.evaluation.references import Reference, find_reference, fit_resolution, held_out_of
+from flowmatch.evaluation.references import (
+    OWN_SPLITS,
+    Reference,
+    find_reference,
+    fit_resolution,
+    held_out_of,
+)
 from flowmatch.evaluation.scores import ImageScores, PointScores, Scores
 from flowmatch.evaluation.statistics import Statistics, cached_statistics
 from flowmatch.features import (
@@ -94,12 +100,25 @@ def prepare(
         assert reference.dataset is not None
         return PointScores(reference.dataset, reference.name)
     train, held_out = reference.train, reference.held_out
-    if config is not None:
-        train, held_out = config.data.build("train"), held_out_of(config.data)
+    if config is not None and request.reference not in OWN_SPLITS:
+        train, held_out = _training_data(config, reference, say)
     net = _feature_net(request, reference, train, held_out, accelerator, say)
     statistics = reference.statistics or _statistics(reference, net, accelerator, say)
     _same_features(statistics, net)
     return ImageScores(net, statistics, train, held_out, conditional)
+
+
+def _training_data(
+    config: Config, reference: Reference, say: Say
+) -> tuple[Dataset | None, Dataset | None]:
+    """What the run was trained on and what was held out; neither is needed beside statistics."""
+    try:
+        return config.data.build("train"), held_out_of(config.data)
+    except (ValueError, OSError) as error:
+        if reference.statistics is None:
+            raise
+        say(f"copies of the training data are not looked for, it cannot be read: {error}")
+        return None, None
 
 
 def save_reference(

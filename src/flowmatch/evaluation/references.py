@@ -43,6 +43,10 @@ class Reference:
         return tuple(self.dataset.shape)
 
 
+OWN_SPLITS = (None, "train", "test")
+"""The specs that name a split of the run's own data."""
+
+
 def find_reference(spec: str | None, config: Config | None) -> Reference:
     """The reference that `--reference SPEC` names.
 
@@ -54,7 +58,7 @@ def find_reference(spec: str | None, config: Config | None) -> Reference:
     Raises:
         ValueError: it cannot be found or read.
     """
-    if spec in (None, "train", "test"):
+    if spec in OWN_SPLITS:
         if config is None:
             raise ValueError(
                 "stored samples need something to be compared with: --reference with a data"

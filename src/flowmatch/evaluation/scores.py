@@ -120,13 +120,12 @@ class ImageScores:
 
     def describe(self) -> dict[str, Any]:
         """What a protocol says about how the numbers come about."""
-        compared = {"nearest_training_images_of": MOST_COMPARED, "among": self._compared_with}
         return {
             "features": self.statistics.features,
             "reference": self.statistics.describe(),
             "kernel": "cubic polynomial, 100 subsets of at most 1,000",
             "neighbourhoods": {"precision_recall": 3, "density_coverage": 5, "of": MOST_NEIGHBOURS},
-            **({"copies": compared} if self.train is not None else {}),
+            "copies": {"of": MOST_COMPARED, "among_training_images": self._compared_with},
         }
 
     def _copies(self, samples: SampleSet) -> dict[str, float]:
@@ -143,7 +142,8 @@ class ImageScores:
     @property
     def _compared_with(self) -> int:
         """How many training images are held in memory to be compared with."""
-        assert self.train is not None
+        if self.train is None:
+            return 0
         fit = 2**31 // (4 * math.prod(self.train.shape))
         return min(len(self.train), MOST_TRAINING, max(fit, 2))
 

@@ -122,7 +122,7 @@ def _evaluation(path: Path, evaluation: Evaluation) -> Markup:
     )
     legend = f"{spread}The best of a column is bold; arrows point to the better side"
     marked = "; marked rows are anchors, not samples of this model" if evaluation.anchors else ""
-    charts = [chart for m in metrics if glossary.is_drawn(m) and (chart := _quality(evaluation, m))]
+    charts = [chart for m in glossary.drawn(metrics) if (chart := _quality(evaluation, m))]
     return join(
         heading,
         score_table(evaluation, metrics, f"Scores of {path.stem} by solver"),
