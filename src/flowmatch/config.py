@@ -127,6 +127,17 @@ def to_plain(config: Config) -> dict[str, Any]:
     return plain
 
 
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {
+        key: value
+        for name, child in node.items()
+        for key, value in flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
 def _explain_all(error: ValidationError, root: Any) -> str:
     """Every mistake, one a line."""
     mistakes = [_explain(e, root) for e in error.errors(include_url=False)]

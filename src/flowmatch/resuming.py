@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowmatch.config import Config, load_config, to_plain
+from flowmatch.config import Config, flat, load_config, to_plain
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Difference:
 
 def differences(before: Config, now: Config) -> list[Difference]:
     """The keys in which two configs differ, dotted."""
-    a, b = _flat(to_plain(before)), _flat(to_plain(now))
+    a, b = flat(to_plain(before)), flat(to_plain(now))
     keys = [*a, *(k for k in b if k not in a)]
     return [Difference(k, a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)]
 
@@ -52,13 +52,3 @@ def config_to_resume(
             " leave out -c to use the run's own config, or start a new run"
         )
     return now, changes
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {
-        k: v
-        for name, child in node.items()
-        for k, v in _flat(child, f"{prefix}.{name}" if prefix else name).items()
-    }

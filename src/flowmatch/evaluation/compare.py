@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowmatch.config import flat
 from flowmatch.evaluation.document import read_document
 from flowmatch.evaluation.glossary import better
-from flowmatch.evaluation.protocol import flat
 
 _THE_COMPARED = ("model.",)
 """What may differ because it is what is compared: the weights and where they come from."""

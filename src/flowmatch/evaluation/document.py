@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flowmatch.evaluation.protocol import flat, sentence
+from flowmatch.config import flat
+from flowmatch.evaluation.protocol import sentence
 
 
 class Document:

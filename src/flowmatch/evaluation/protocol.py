@@ -85,14 +85,3 @@ def _model(model: Mapping[str, Any]) -> str:
     text = f"{model['weights']} weights {model['hash']}"
     seen = model.get("images_seen")
     return f"{text}, {seen:,} images seen" if seen is not None else text
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
-    if not isinstance(node, Mapping):
-        return {prefix: node}
-    return {
-        key: value
-        for name, child in node.items()
-        for key, value in flat(child, f"{prefix}.{name}" if prefix else name).items()
-    }
