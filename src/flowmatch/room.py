@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 
@@ -15,6 +16,16 @@ def require_memory(need: int, what: str) -> None:
             f"{what} need about {need / 2**30:,.1f} GiB of memory, but this machine has"
             f" {have / 2**30:,.1f} GiB"
         )
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and refuse one that nothing can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
 
 
 def require_space(folder: Path, need: int, what: str) -> None:

@@ -161,6 +161,46 @@ def test_points_have_their_own_metrics(flowmatch, root, tmp_path):
     assert "are no images; leave out --features" in err
 
 
+def test_points_that_diverge_end_in_a_table_without_numbers(flowmatch, root, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    run = tmp_path / "toy"
+    few = ("train.steps=2", "train.batch=8", "network.width=8", "train.sample_every_steps=null")
+    assert flowmatch("train", "-c", root / "configs/toy.yaml", "-e", run, *few)[0] == 0
+    path = run / "ckpt/step0000002/model_ema.safetensors"
+    save_file({k: v * torch.inf for k, v in load_file(path).items()}, path)
+    arguments = ("evaluate", run, "--num-samples", 20, "--solvers", "euler:2")
+    for _ in range(2):
+        code, out, err = flowmatch(*arguments)
+        assert code == 0, err
+        assert "none" in out or "nan" in out
+    assert "1 of 1 rows are there already" in out
+
+
+def test_a_folder_sorted_by_class_is_measured_as_a_whole(flowmatch, tmp_path):
+    digits, by_class = Digits().build("test"), Digits().build("test").labels.argsort()
+    reference = tmp_path / "digits.yaml"
+    reference.write_text(yaml.safe_dump({"kind": "digits"}))
+    found = []
+    for name, order in (("sorted", by_class), ("mixed", torch.arange(360))):
+        images = digits.x[order].permute(0, 2, 3, 1).numpy()
+        np.savez(tmp_path / f"{name}.npz", samples=images)
+        out = tmp_path / f"{name}.json"
+        arguments = ("--num-samples", 120, "--reference", reference, "--json", out)
+        assert flowmatch("evaluate", tmp_path / f"{name}.npz", *arguments)[0] == 0
+        found.append(json.loads(out.read_text())["rows"][0]["metrics"]["fd_data"])
+    assert found[0] == pytest.approx(found[1], rel=0.4)
+
+
+def test_the_fitted_net_of_a_reference_file_serves_as_feature_weights(flowmatch, trained, tmp_path):
+    config, file = tmp_path / "data.yaml", tmp_path / "digits.safetensors"
+    config.write_text(yaml.safe_dump({"kind": "digits"}))
+    assert flowmatch("reference", config, "-o", file)[0] == 0
+    arguments = ("--solvers", "euler:2", "--json", tmp_path / "a.json", "--feature-weights", file)
+    code, _, err = flowmatch("evaluate", trained, *FEW, *arguments)
+    assert code == 0, err
+
+
 def test_nan_weights_are_counted_not_dropped(flowmatch, trained, tmp_path):
     import shutil
 
@@ -188,7 +228,9 @@ WRONG = {
     "stored without reference": (("{npz}",), "--reference"),
     "stored with solvers": (("{npz}", "--solvers", "euler:5"), "mean nothing for it"),
     "an unknown solver": (("{run}", "--solvers", "eulr:5"), "did you mean euler"),
-    "no samples": (("{run}", "--num-samples", "0"), "must be at least 1"),
+    "no samples": (("{run}", "--num-samples", "0"), "--num-samples must be at least 10"),
+    "nine samples": (("{run}", "--num-samples", "9"), "--num-samples must be at least 10"),
+    "a folder as JSON": (("{run}", "--json", "{folder}"), "is a folder"),
     "no repeats": (("{run}", "--repeats", "0"), "must be at least 1"),
     "too many stored": (
         ("{npz}", "--reference", "{npz}", "--num-samples", "400"),
@@ -214,7 +256,7 @@ def test_mistakes_end_in_one_sentence(
 ):
     big = tmp_path / "big.yaml"
     big.write_text(yaml.safe_dump({"kind": "digits", "image_size": 16}))
-    names = {"{run}": trained, "{npz}": digits_npz, "{big}": big}
+    names = {"{run}": trained, "{npz}": digits_npz, "{big}": big, "{folder}": tmp_path}
     code, _, err = flowmatch("evaluate", *(names.get(a, a) for a in arguments))
     assert code == 2, err
     assert sentence in err

@@ -4,16 +4,20 @@ import copy
 import json
 
 import pytest
+import torch
+from scipy.stats import ttest_ind_from_stats
 from test_sweep import PROTOCOL
 
 from flowmatch.evaluation.compare import compare
 
 
 def table(path, protocol=PROTOCOL, **metrics):
-    spread = {name: s for name, (_, s) in metrics.items() if s is not None}
+    """A table of one row with three sets: mean and half-range of each metric, or one set."""
     row = {"solver": "heun", "steps": 5, "time_grid": "uniform", "safe_end": True, "nfe": 10}
     row["metrics"] = {name: v for name, (v, _) in metrics.items()}
-    path.write_text(json.dumps({"protocol": protocol, "rows": [row | {"spread": spread}]}))
+    if all(s is not None for _, s in metrics.values()):
+        row["sets"] = [{name: v + k * s for name, (v, s) in metrics.items()} for k in (-1, 0, 1)]
+    path.write_text(json.dumps({"protocol": protocol, "rows": [row]}))
     return path
 
 
@@ -33,7 +37,8 @@ def test_lower_distances_and_higher_precision_win_beyond_the_spread(tmp_path):
     found = {v.metric: v for v in compare(a, b)}
     assert found["fd_data"].better == "A"
     assert found["precision"].better == "A"
-    assert found["kd_data"].better == "within the spread"
+    assert found["kd_data"].better == "neither: sets of one model differ as much"
+    assert found["fd_data"].p == pytest.approx(ttest_ind_from_stats(1, 0.1, 3, 2, 0.2, 3, False)[1])
     assert {v.metric: v.better for v in compare(b, a)}["fd_data"] == "B"
     assert "heun:5" in str(found["fd_data"])
 
@@ -41,7 +46,7 @@ def test_lower_distances_and_higher_precision_win_beyond_the_spread(tmp_path):
 def test_without_repeats_the_verdict_says_so(tmp_path):
     a = table(tmp_path / "a.json", fd_data=(1.0, None))
     b = table(tmp_path / "b.json", fd_data=(2.0, None))
-    assert compare(a, b)[0].better.startswith("A (one set each")
+    assert compare(a, b)[0].better == "A (without repeats, so nobody knows)"
 
 
 @pytest.mark.parametrize(
@@ -83,3 +88,25 @@ def test_tables_without_a_common_row(tmp_path):
         compare(a, tmp_path / "b.json")
     with pytest.raises(ValueError, match="there is no evaluation"):
         compare(a, tmp_path / "c.json")
+
+
+def test_chance_names_few_winners(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    names = [f"fd_{k}" for k in range(400)]
+    for path in (tmp_path / "a.json", tmp_path / "b.json"):
+        values = torch.randn(3, len(names), generator=generator).tolist()
+        sets = [dict(zip(names, row, strict=True)) for row in values]
+        row = {"solver": "heun", "metrics": sets[0], "sets": sets}
+        path.write_text(json.dumps({"protocol": PROTOCOL, "rows": [row]}))
+    verdicts = compare(tmp_path / "a.json", tmp_path / "b.json")
+    assert sum(v.better in ("A", "B") for v in verdicts) <= 0.06 * len(names)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"protocol": {}, "rows": [{}]}', "nonsense"])
+def test_a_file_of_something_else(tmp_path, content):
+    a = table(tmp_path / "a.json", fd_data=(1.0, 0.1))
+    (tmp_path / "b.json").write_text(content)
+    with pytest.raises(ValueError, match=r"b\.json (is no evaluation|cannot be read)"):
+        compare(a, tmp_path / "b.json")
+    with pytest.raises(ValueError, match="is a folder"):
+        compare(a, tmp_path)

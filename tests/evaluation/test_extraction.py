@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowmatch.evaluation.extraction import extract, local_set
-from flowmatch.evaluation.sharding import batches_of, gather_rows
+from flowmatch.evaluation.sharding import batches_of, evenly, gather_rows
 from flowmatch.evaluation.stored import Stored
 from flowmatch.evaluation.sweep import FlowSamples, StoredSamples, Sweep
 from flowmatch.flow import Flow
@@ -44,7 +44,7 @@ def test_neither_batch_nor_place_changes_a_sample(flow, accelerator, projection,
 
 
 def test_guidance_counts_twice(flow, accelerator, projection):
-    subject = FlowSamples(flow, Heun(steps=2), Sweep(4, guidance=2.0), accelerator)
+    subject = FlowSamples(flow, Heun(steps=2), Sweep(10, guidance=2.0), accelerator)
     assert extract(subject, range(4), projection(SHAPE), accelerator, batch=3).nfe == 8
 
 
@@ -55,7 +55,7 @@ def test_samples_that_are_not_finite_are_counted_and_stay_as_black_images(accele
     found = extract(subject, range(6), projection(SHAPE), accelerator, batch=4)
     assert found.nonfinite == 2
     assert len(found) == 6
-    assert found.samples[1, 0, 0, 0] == 0
+    assert found.samples[subject._order == 1][0, 0, 0, 0] == 0
     assert found.vectors.isfinite().all()
 
 
@@ -73,8 +73,10 @@ def test_stored_uint8_images_reach_the_net_unchanged(accelerator, projection):
     subject = StoredSamples(Stored(x, torch.arange(9) % 3, "made"), accelerator.device)
     net = projection(SHAPE)
     found = extract(subject, range(2, 9), net, accelerator, batch=4)
-    assert torch.equal(found.samples, x[2:])
-    torch.testing.assert_close(found.vectors, local_set(x[2:].split(3), net).vectors)
+    expected = x[subject._order[2:]]  # in an order of their own
+    assert torch.equal(found.samples, expected)
+    assert torch.equal(found.labels, subject._order[2:] % 3)
+    torch.testing.assert_close(found.vectors, local_set(expected.split(3), net).vectors)
     assert found.clipped is None
     assert torch.equal(to_uint8(x[2:].float() / 127.5 - 1), x[2:])
 
@@ -86,6 +88,16 @@ def test_batches_cover_every_index_once():
         list(range(15, 25)),
         list(range(25, 28)),
     ]
+
+
+@pytest.mark.parametrize(("total", "most"), [(10, 3), (1437, 360), (5, 9), (1_000_003, 50_000)])
+def test_some_of_a_set_are_from_all_over_it(total, most):
+    chosen = evenly(total, most)
+    assert len(chosen.unique()) == min(total, most)
+    assert chosen[0] == 0
+    assert chosen[-1] == total - 1
+    gaps = chosen.diff()
+    assert gaps.max() - gaps.min() <= 1
 
 
 def test_rows_come_back_in_order_and_twice_is_once(accelerator):

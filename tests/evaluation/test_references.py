@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 
 from flowmatch.config import load_config
 from flowmatch.data import Digits, MemoryImages
@@ -177,6 +178,26 @@ def test_one_file_holds_statistics_and_the_fitted_net(accelerator, tmp_path):
     images = digits.x[:7]
     assert torch.equal(read.net(images).vectors, net(images).vectors)
     torch.testing.assert_close(read.moments.covariance, made.moments.covariance)
+
+
+@pytest.mark.parametrize("wrong", ["nan", "missing"])
+def test_statistics_that_are_no_numbers_are_refused(
+    wrong, images, accelerator, projection, tmp_path
+):
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "a.safetensors"
+    compute_statistics(images, projection((3, 8, 8)), accelerator, name="made").save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    if wrong == "nan":
+        tensors["moments.mean"][0] = torch.nan
+    else:
+        del tensors["vectors"]
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match="make it again"):
+        Statistics.load(path)
 
 
 def test_a_foreign_safetensors_file_is_no_reference(tmp_path):

@@ -51,14 +51,17 @@ class Mean:
 
 
 def test_sets_are_disjoint_and_their_spread_is_half_their_range(accelerator):
-    x = torch.arange(12.0)[:, None]
+    x = torch.arange(30.0)[:, None]
     subject = StoredSamples(Stored(x, None, "made"), accelerator.device)
-    row, first = measure_row(subject, Sweep(4, 3, batch=3), Mean(), accelerator)
-    assert [f["fd_data"] for f in row["sets"]] == [1.5, 5.5, 9.5]
-    assert row["metrics"]["fd_data"] == 5.5
-    assert row["spread"]["fd_data"] == 4.0
-    assert first.samples.flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
-    one, _ = measure_row(subject, Sweep(4), Mean(), accelerator)
+    seen = x[subject._order].flatten().tolist()
+    assert sorted(seen) == x.flatten().tolist() != seen
+    means = [sum(seen[k : k + 10]) / 10 for k in (0, 10, 20)]
+    row, first = measure_row(subject, Sweep(10, 3, batch=4), Mean(), accelerator)
+    assert [f["fd_data"] for f in row["sets"]] == pytest.approx(means)
+    assert row["metrics"]["fd_data"] == pytest.approx(sum(means) / 3)
+    assert row["spread"]["fd_data"] == pytest.approx((max(means) - min(means)) / 2)
+    assert first.samples.flatten().tolist() == seen[:10]
+    one, _ = measure_row(subject, Sweep(10), Mean(), accelerator)
     assert "spread" not in one
 
 
@@ -167,12 +170,16 @@ def test_solvers_as_words():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "flag"),
-    [({"count": 0}, "--num-samples"), ({"repeats": 0}, "--repeats"), ({"batch": 0}, "--bspp")],
+    ("wrong", "sentence_"),
+    [
+        ({"count": 9}, "--num-samples must be at least 10, got 9"),
+        ({"repeats": 0}, "--repeats must be at least 1, got 0"),
+        ({"batch": 0}, "--bspp must be at least 1, got 0"),
+    ],
 )
-def test_sweeps_that_cannot_be(wrong, flag):
-    with pytest.raises(ValueError, match=f"{flag} must be at least 1, got 0"):
-        Sweep(**{"count": 5, **wrong})
+def test_sweeps_that_cannot_be(wrong, sentence_):
+    with pytest.raises(ValueError, match=sentence_):
+        Sweep(**{"count": 10, **wrong})
 
 
 def test_a_sweep_over_stored_samples():
@@ -180,6 +187,8 @@ def test_a_sweep_over_stored_samples():
     assert Sweep(40, 2).over(101, all_of_it=False).count == 40
     with pytest.raises(ValueError, match=r"2 set\(s\) of 60 need 120 samples, but there are 101"):
         Sweep(60, 2).over(101, all_of_it=False)
+    with pytest.raises(ValueError, match=r"20 set\(s\) of 10 need 200 samples"):
+        Sweep(5000, 20).over(101, all_of_it=True)
 
 
 class Turn(torch.nn.Module):

@@ -99,7 +99,7 @@ def test_the_average_follows_its_closed_form():
         ({"steps": 5, "workers": -1}, "negative"),
         ({"steps": 5, "evaluate_every_steps": 1, "evaluate_every_images": 1}, "not both"),
         ({"steps": 5, "evaluate_every_images": 0}, r"train\.evaluate_every_images"),
-        ({"steps": 5, "evaluate_samples": 0}, r"train\.evaluate_samples"),
+        ({"steps": 5, "evaluate_samples": 9}, r"train\.evaluate_samples"),
     ],
 )
 def test_impossible_training_settings_are_refused(options, message):

@@ -100,9 +100,19 @@ def _sentence(error: Exception) -> tuple[str, int]:
         return f"no space left on the disk{where}; what was finished before is intact", 1
     if isinstance(error, TrainingFailed | Stalled | OSError):
         return str(error), 1
+    if _another_process_ended(error):
+        return "another process ended; its message says why", 1
     if _is_torch_out_of_memory(error):
         return "out of memory; lower train.batch or --bspp, or raise train.accumulate", 1
     raise error
+
+
+def _another_process_ended(error: Exception) -> bool:
+    import torch.distributed
+
+    if not torch.distributed.is_available():
+        return False
+    return isinstance(error, torch.distributed.DistError) or "closed by peer" in str(error)
 
 
 def _is_torch_out_of_memory(error: Exception) -> bool:

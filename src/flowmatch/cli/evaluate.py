@@ -98,7 +98,9 @@ def evaluate(
         notes,
         prepare,
     )
+    from flowmatch.evaluation.document import read_document
     from flowmatch.evaluation.stored import load_stored
+    from flowmatch.room import require_writable
     from flowmatch.runs import WEIGHT_FILES, load_flow, model_facts, open_run
     from flowmatch.solvers import parse
     from flowmatch.training.distributed import describe, start_processes
@@ -114,7 +116,9 @@ def evaluate(
             f"{subject} is no run directory (it has no config.yaml), so --solvers, --guidance and"
             " changes to a config mean nothing for it"
         )
-    chosen = [solver for spec in solvers or [] for solver in parse(spec)]
+    chosen = list(dict.fromkeys(solver for spec in solvers or [] for solver in parse(spec)))
+    if json_file is not None and json_file.exists():
+        read_document(json_file)  # refused now rather than after the work
     request = Request(reference, features, feature_weights, resize_reference)
     usual = 50_000 if features in ("inception", "dinov2") else 5_000
     count = usual if num_samples is None else num_samples
@@ -133,6 +137,7 @@ def evaluate(
         settings, folder = open_run(subject, checkpoint, overrides=overrides)
         flow = load_flow(settings, folder / WEIGHT_FILES[weights], device=accelerator.device)
         sweep.check(flow)
+        require_writable(subject / "evaluation")
         if compile:
             flow.network.compile()
         conditional = flow.num_classes is not None
@@ -150,7 +155,6 @@ def evaluate(
             json_file=json_file,
             say=say,
         )
-    say(f"\n{as_table(document)}\n")
-    for line in notes(document):
-        say(line)
+    if accelerator.is_main_process:  # the others have no rows
+        print("\n".join(["", as_table(document), "", *notes(document)]))
     accelerator.end_training()

@@ -13,6 +13,8 @@ from flowmatch.evaluation.glossary import better
 
 _THE_COMPARED = ("model.",)
 """What may differ because it is what is compared: the weights and where they come from."""
+LEVEL = 0.05
+"""Below this chance of a difference among sets of one model, one of two is called better."""
 _ROW = ("solver", "steps", "time_grid", "safe_end", "options")
 
 
@@ -24,7 +26,7 @@ class Verdict:
         row: which row, e.g. "heun:50".
         metric: its name.
         a, b: the two numbers.
-        spread: the larger half-range of the two, or None where neither was repeated.
+        p: probability that sets of one model differ as much, or None without repeats.
         better: "A", "B", or why neither is called better.
     """
 
@@ -32,14 +34,14 @@ class Verdict:
     metric: str
     a: float
     b: float
-    spread: float | None
+    p: float | None
     better: str
 
     def __str__(self) -> str:
-        spread = "" if self.spread is None else f" ± {self.spread:.2g}"
+        p = "" if self.p is None else f"  (p = {self.p:.2g})"
         return (
-            f"{self.row:<12} {self.metric:<16} A {self.a:.4g}  B {self.b:.4g}{spread}"
-            f"  better: {self.better}"
+            f"{self.row:<12} {self.metric:<16} A {self.a:<9.4g} B {self.b:<9.4g}"
+            f" better: {self.better}{p}"
         )
 
 
@@ -108,16 +110,26 @@ def _verdicts(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Verdict]:
             continue
         if x is None or y is None or better(metric) is None:
             continue
-        spreads = [row["spread"][metric] for row in (a, b) if row.get("spread")]
-        spread = max(spreads) if spreads else None
-        found.append(Verdict(_name(a), metric, x, y, spread, _better(metric, x, y, spread)))
+        p = _chance([s[metric] for s in a.get("sets", ())], [s[metric] for s in b.get("sets", ())])
+        found.append(Verdict(_name(a), metric, x, y, p, _better(metric, x, y, p)))
     return found
 
 
-def _better(metric: str, a: float, b: float, spread: float | None) -> str:
+def _chance(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """How likely sets of one law differ as much: Welch's t test; None without two sets each."""
+    from scipy.stats import ttest_ind
+
+    if min(len(a), len(b)) < 2:
+        return None
+    if len({*a}) == len({*b}) == 1:  # no spread at all
+        return float(a[0] == b[0])
+    return float(ttest_ind(a, b, equal_var=False).pvalue)
+
+
+def _better(metric: str, a: float, b: float, p: float | None) -> str:
     if a == b:
         return "equal"
-    if spread is not None and abs(a - b) <= 2 * spread:
-        return "within the spread"
+    if p is not None and p >= LEVEL:
+        return "neither: sets of one model differ as much"
     winner = "A" if (a > b) == (better(metric) == "higher") else "B"
-    return winner if spread is not None else f"{winner} (one set each: no spread known)"
+    return winner if p is not None else f"{winner} (without repeats, so nobody knows)"

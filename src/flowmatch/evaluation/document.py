@@ -32,7 +32,8 @@ class Document:
             return
         found = read_document(path)
         before, now = flat(found["protocol"]), flat(json.loads(json.dumps(protocol)))
-        other = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        keys = (before.keys() | now.keys()) - {"model.name"}
+        other = sorted(k for k in keys if before.get(k) != now.get(k))
         if other:
             key = other[0]
             raise ValueError(
@@ -73,6 +74,8 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: no such file, or another kind of file.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; an evaluation is a JSON file")
     if not path.is_file():
         raise ValueError(f"there is no evaluation {path}")
     try:
@@ -81,6 +84,8 @@ def read_document(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict) or not content.keys() >= {"protocol", "rows"}:
         raise ValueError(f"{path} is no evaluation: it has no protocol and rows")
+    if not all(isinstance(r, dict) and "metrics" in r for r in content["rows"]):
+        raise ValueError(f"{path} is no evaluation: a row of it has no metrics")
     return content
 
 

@@ -59,6 +59,8 @@ def evaluate_flow(
     stem = _stem(protocol)
     document = Document(json_file or (out / f"{stem}.json" if out else None), protocol)
     todo = [s for s in solvers if not document.has(solver_facts(s))]
+    if len(todo) < len(solvers):
+        say(f"{len(solvers) - len(todo)} of {len(solvers)} rows are there already")
     work = sum(_calls(s) for s in todo) * sweep.count * sweep.repeats
     with shown("evaluating", work, accelerator) as advance:
         for solver in todo:
@@ -101,9 +103,9 @@ def evaluate_stored(
         if accelerator.is_main_process:
             _tell_nonfinite(row, sweep)
             document.add(facts | row)
-            if isinstance(scores, ImageScores):
-                add_anchors(document.content, scores)
-            document.write()
+    if accelerator.is_main_process and isinstance(scores, ImageScores):
+        add_anchors(document.content, scores)
+        document.write()
     accelerator.wait_for_everyone()
     return document.content
 
@@ -140,7 +142,10 @@ def _stem(protocol: dict[str, Any]) -> str:
     """A file name that differs where the protocol does."""
     kind, step = protocol["features"]["kind"], protocol["model"].get("step")
     at = f"step{step:07d}-" if step is not None else ""
-    return f"{at}{kind}-{protocol['samples']['count']}-{digest(protocol)}"
+    named = protocol["model"]
+    # a run may be called by another path: what it is, its weights' hash says
+    nameless = {**protocol, "model": {k: v for k, v in named.items() if k != "name"}}
+    return f"{at}{kind}-{protocol['samples']['count']}-{digest(nameless)}"
 
 
 def _tell_nonfinite(row: dict[str, Any], sweep: Sweep) -> None:
@@ -155,7 +160,9 @@ def _tell_nonfinite(row: dict[str, Any], sweep: Sweep) -> None:
 
 def _save_grid(samples: SampleSet, row: dict[str, Any], out: Path, stem: str, flow: Flow) -> str:
     """Draw the first samples of a row; the file's name, relative to the JSON's usual place."""
-    name = "-".join(str(part) for part in (stem, row["solver"], row["steps"]) if part) + ".png"
+    bare = "bare" if row["safe_end"] is False else None
+    parts = (stem, row["solver"], row["steps"], bare)
+    name = "-".join(str(part) for part in parts if part) + ".png"
     out.mkdir(parents=True, exist_ok=True)
     sample_grid(samples, flow.num_classes).save(out / name)
     return name
@@ -168,11 +175,13 @@ def _finish(
     document.rows.sort(key=lambda row: (row["solver"], row["nfe"] or 0))
     if isinstance(scores, PointScores):
         document.content["transport"] = transport(flow, sweep)
-    elif "anchors" not in document.content:
+    else:
         add_anchors(document.content, scores)
     if out is not None and document.rows:
         out.mkdir(parents=True, exist_ok=True)
-        quality_against_nfe(document.content, scores.primary).save(out / f"{stem}.png")
+        picture = quality_against_nfe(document.content, scores.primary)
+        if picture is not None:
+            picture.save(out / f"{stem}.png")
     document.write()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +20,8 @@ def sample_grid(samples: SampleSet, num_classes: int | None) -> Image.Image:
     return image_grid(samples.samples[:_SHOWN], columns=columns_for(num_classes))
 
 
-def quality_against_nfe(document: Mapping[str, Any], primary: str) -> Image.Image:
-    """The deciding metric against network evaluations a sample, one line a solver.
+def quality_against_nfe(document: Mapping[str, Any], primary: str) -> Image.Image | None:
+    """The deciding metric against network evaluations a sample, one line a solver; None if empty.
 
     Of a Frechet distance the excess is drawn: held-out data are fewer than samples, and only the
     excess compares sets of different sizes.
@@ -33,8 +34,13 @@ def quality_against_nfe(document: Mapping[str, Any], primary: str) -> Image.Imag
     lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for row in rows:
         value = row["metrics"].get(metric)
-        if value is not None and row.get("nfe"):
-            lines[row["solver"]].append((row["nfe"], value, row.get("spread", {}).get(metric, 0)))
+        if value is not None and math.isfinite(value) and row.get("nfe"):
+            bare = " (bare end)" if row.get("safe_end") is False else ""
+            lines[f"{row['solver']}{bare}"].append(
+                (row["nfe"], value, row.get("spread", {}).get(metric, 0))
+            )
+    if not lines:
+        return None
     figure, axes = plt.subplots(figsize=(7, 4.5), dpi=120)
     for name, points in lines.items():
         nfe, value, spread = zip(*sorted(points), strict=True)

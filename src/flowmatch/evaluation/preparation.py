@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -155,7 +156,7 @@ def _feature_net(
         with accelerator.main_process_first():  # one downloads, the others find it there
             return load(request.feature_weights).to(accelerator.device)
     if request.feature_weights is not None:
-        return FittedNet.load(request.feature_weights).to(accelerator.device)
+        return _fitted_in(request.feature_weights).to(accelerator.device)
     if given is not None and given.net is not None:
         return given.net.to(accelerator.device)
     if train is None:
@@ -171,6 +172,18 @@ def _feature_net(
     return net
 
 
+def _fitted_in(path: Path) -> FittedNet:
+    """The fitted net of a file of its own, or of a reference file that carries one."""
+    try:
+        return FittedNet.load(path)
+    except ValueError:
+        if path.is_file() and path.suffix == ".safetensors":
+            with contextlib.suppress(ValueError):  # the first message says more
+                if (net := Statistics.load(path).net) is not None:
+                    return net
+        raise
+
+
 def _fitted_by_one(train: Dataset, held_out: Dataset | None, accelerator: Accelerator) -> FittedNet:
     """The net that the main process fits or has in its cache; no process has another."""
     found: list[FittedNet | None] = [None]
@@ -178,7 +191,8 @@ def _fitted_by_one(train: Dataset, held_out: Dataset | None, accelerator: Accele
         with shown("fitting features", 100, accelerator) as advance:
             share = _Percent(advance)
             device = accelerator.device
-            found = [fitted(train, held_out, cache=cache_dir(), device=device, progress=share)]
+            net = fitted(train, held_out, cache=cache_dir(), device=device, progress=share)
+            found = [net.to("cpu")]  # unpickled on each process's own device
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     assert found[0] is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def held_out_of(data: Any) -> Dataset | None:
     """The test split of a data config, or None if it has none."""
     try:
         found: Dataset = data.build("test")
-    except (ValueError, OSError):  # the families say in words that they have none
+    except (ValueError, OSError) as error:  # it may have none, or be damaged: the user knows which
+        warnings.warn(f"there are no held-out data to compare with: {error}", stacklevel=2)
         return None
     return found
 

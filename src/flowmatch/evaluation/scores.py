@@ -13,6 +13,7 @@ from torch import Tensor
 from flowmatch import metrics
 from flowmatch.data import Dataset
 from flowmatch.evaluation.extraction import KEPT_SAMPLES, SampleSet
+from flowmatch.evaluation.sharding import evenly
 from flowmatch.evaluation.statistics import Statistics
 from flowmatch.features import FeatureNet
 from flowmatch.metrics import Moments
@@ -69,7 +70,8 @@ class ImageScores:
         found[_KERNEL[kind]] = kernel.mean
         if samples.logits is not None:
             found[_SCORE[kind]] = metrics.inception_score(samples.logits)[0]
-        ours, theirs = samples.vectors[:MOST_NEIGHBOURS], reference.vectors[:MOST_NEIGHBOURS]
+        ours = samples.vectors[:MOST_NEIGHBOURS]
+        theirs = reference.vectors[evenly(len(reference.vectors), MOST_NEIGHBOURS)]
         if min(len(ours), len(theirs)) > _FEWEST_FOR_BALLS:
             found["precision"], found["recall"] = metrics.precision_recall(ours, theirs)[:2]
             found["density"], found["coverage"] = metrics.density_coverage(ours, theirs)
@@ -131,10 +133,10 @@ class ImageScores:
     def _copies(self, samples: SampleSet) -> dict[str, float]:
         held_out = None
         if self.held_out is not None:
-            held_out = self._first("held_out", self.held_out, MOST_COMPARED)
+            held_out = self._some("held_out", self.held_out, MOST_COMPARED)
         found = metrics.memorisation(
             from_uint8(samples.samples[:MOST_COMPARED]),
-            self._first("train", self.train, self._compared_with),
+            self._some("train", self.train, self._compared_with),
             held_out,
         )
         return {k: v for k, v in found._asdict().items() if v is not None}
@@ -147,11 +149,11 @@ class ImageScores:
         fit = 2**31 // (4 * math.prod(self.train.shape))
         return min(len(self.train), MOST_TRAINING, max(fit, 2))
 
-    def _first(self, name: str, dataset: Dataset | None, most: int) -> Tensor:
-        """The first images of a set in [-1, 1], decoded once."""
+    def _some(self, name: str, dataset: Dataset | None, most: int) -> Tensor:
+        """Images from all over a set in [-1, 1], decoded once."""
         assert dataset is not None
         if name not in self._images:
-            parts = torch.split(torch.arange(min(len(dataset), most)), 1000)
+            parts = torch.split(evenly(len(dataset), most), 1000)
             self._images[name] = torch.cat([dataset.plain(part).x1.cpu() for part in parts])
         return self._images[name]
 

@@ -17,6 +17,11 @@ def batches_of(indices: range, size: int) -> list[range]:
     return [range(a, min(a + size, indices.stop)) for a in starts]
 
 
+def evenly(total: int, most: int) -> Tensor:
+    """At most so many of the indices 0, ..., total - 1, evenly spaced: a set may be sorted."""
+    return torch.linspace(0, total - 1, min(total, most), dtype=torch.float64).round().long()
+
+
 def gather_rows(rows: Tensor, index: Tensor, accelerator: Accelerator) -> Tensor:
     """The rows of all processes in the order of their index, on the CPU, in every process.
 

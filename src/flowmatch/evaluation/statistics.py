@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowmatch.data import Dataset
-from flowmatch.evaluation.sharding import batches_of, gather_rows
+from flowmatch.evaluation.sharding import batches_of, evenly, gather_rows
 from flowmatch.features import FeatureNet, FittedNet
 from flowmatch.metrics import Moments
 from flowmatch.tensors import to_uint8
@@ -83,7 +83,10 @@ class Statistics:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         whole = {name: t.contiguous() for name, t in tensors.items()}
-        save_file(whole, partial, {"flowmatch": json.dumps(header)})
+        try:
+            save_file(whole, partial, {"flowmatch": json.dumps(header)})
+        except SafetensorError as error:  # its way to say that the disk does not take it
+            raise OSError(str(error)) from None
         os.replace(partial, path)
 
     @classmethod
@@ -105,6 +108,15 @@ class Statistics:
             raise ValueError(
                 f"{path} is no reference of this version; make one with `flowmatch reference`"
             )
+        try:
+            return cls._from(header, tensors)
+        except KeyError as error:
+            raise ValueError(f"the reference {path} lacks {error}; make it again") from None
+
+    @classmethod
+    def _from(cls, header: dict[str, Any], tensors: dict[str, Tensor]) -> Statistics:
+        if not all(t.isfinite().all() for t in tensors.values()):
+            raise ValueError(f"the reference {header['name']} holds NaN; make it again")
         weights = {k[len(_NET) :]: t for k, t in tensors.items() if k.startswith(_NET)}
         return cls(
             name=header["name"],
@@ -129,7 +141,7 @@ def compute_statistics(
 ) -> Statistics:
     """Features of every plain image of a set, shared by the processes; the same result in all."""
     count = len(dataset)
-    kept = torch.linspace(0, count - 1, min(count, KEPT_FEATURES)).round().to(torch.int64)
+    kept = evenly(count, KEPT_FEATURES)
     mine = batches_of(range(count), batch)[accelerator.process_index :: accelerator.num_processes]
     moments, vectors = Moments.zeros(net.dims), [torch.empty(0, net.dims)]
     places = [torch.empty(0, dtype=torch.int64)]

@@ -227,6 +227,8 @@ def _npz(path: Path) -> Stored:
                 f" integer for each of {len(samples):,} samples"
             )
         kept = torch.from_numpy(labels.astype(np.int64))
+        if int(kept.min()) < 0:
+            raise ValueError(f"the labels of {path} go down to {int(kept.min())}; count from 0")
     return Stored(_as_samples(samples, path), kept, str(path))
 
 

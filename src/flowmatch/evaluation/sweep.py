@@ -16,6 +16,7 @@ from flowmatch.evaluation.scores import ImageScores, Scores
 from flowmatch.flow import Flow
 from flowmatch.guidance import CountNFE, Guided
 from flowmatch.metrics import path_energy, straightness
+from flowmatch.randomness import keyed_generator
 from flowmatch.sampling import bind, noise, sample
 from flowmatch.solvers import Euler, FixedStep, Solver
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from flowmatch.evaluation.stored import Stored
+
+
+LEAST_SAMPLES = 10
+"""Of a set: fewer say nothing, and some metrics have no value for them."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,13 @@ class Sweep:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        for flag, value in (
-            ("--num-samples", self.count),
-            ("--repeats", self.repeats),
-            ("--bspp", self.batch),
+        for flag, value, least in (
+            ("--num-samples", self.count, LEAST_SAMPLES),
+            ("--repeats", self.repeats, 1),
+            ("--bspp", self.batch, 1),
         ):
-            if value < 1:
-                raise ValueError(f"{flag} must be at least 1, got {value}")
+            if value < least:
+                raise ValueError(f"{flag} must be at least {least}, got {value}")
         if not math.isfinite(self.guidance):
             raise ValueError(f"--guidance must be a finite number, got {self.guidance}")
 
@@ -62,10 +67,11 @@ class Sweep:
     def over(self, stored: int, *, all_of_it: bool) -> Sweep:
         """The same over so many stored samples: `count` of each set, or all that there are."""
         count = stored // self.repeats if all_of_it else self.count
-        if count * self.repeats > stored or count < 1:
+        count = max(count, LEAST_SAMPLES)
+        if count * self.repeats > stored:
             raise ValueError(
-                f"{self.repeats} set(s) of {self.count:,} need {self.count * self.repeats:,}"
-                f" samples, but there are {stored:,}; lower --num-samples or --repeats"
+                f"{self.repeats} set(s) of {count:,} need {count * self.repeats:,} samples, but"
+                f" there are {stored:,}; lower --num-samples or --repeats"
             )
         return replace(self, count=count)
 
@@ -106,15 +112,17 @@ class FlowSamples:
 
 
 class StoredSamples:
-    """Samples that are there already."""
+    """Samples that are there already, in an order of their own: a folder may be sorted by class."""
 
     nfe = 0
 
     def __init__(self, stored: Stored, device: torch.device) -> None:
         self.stored, self.device = stored, device
+        generator = keyed_generator("stored samples")
+        self._order = torch.randperm(len(stored.x), generator=generator)
 
     def draw(self, indices: range) -> tuple[Tensor, Tensor | None]:
-        rows = slice(indices.start, indices.stop)
+        rows = self._order[indices.start : indices.stop]
         labels = self.stored.labels
         return self.stored.x[rows].to(self.device), labels[rows] if labels is not None else None
 
@@ -186,4 +194,6 @@ def transport(flow: Flow, sweep: Sweep, *, steps: int = 100, count: int = 500) -
             times.append(t)
             states.append(x)
     path, grid = torch.stack(states).cpu(), torch.tensor(times)
+    if not path.isfinite().all():
+        return {"path_energy": math.nan, "straightness": math.nan}
     return {"path_energy": path_energy(path, grid), "straightness": straightness(path, grid)}

@@ -64,7 +64,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
             " and compares sets of different sizes."
         )
     if "transport" in document:
-        pairs = ", ".join(f"{k} {v:.4g}" for k, v in document["transport"].items())
+        pairs = ", ".join(f"{k} {_number(v, None)}" for k, v in document["transport"].items())
         found.append(f"Of the flow itself, on 100 Euler steps: {pairs}.")
     alone = len(rows) == 1 or not rows[0].get("solver")
     found.append(f"Protocol: {rows[0]['protocol'] if alone else sentence(protocol, None)}")

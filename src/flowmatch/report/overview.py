@@ -5,7 +5,7 @@ from __future__ import annotations
 from flowmatch.evaluation import glossary
 from flowmatch.report.html import Markup, element, join, missing, paragraph
 from flowmatch.report.numbers import NONE, scaled, significant, with_spread
-from flowmatch.report.reading import Run, number
+from flowmatch.report.reading import Evaluation, Run, number
 from flowmatch.report.scores import best_row, metric_names
 
 
@@ -45,8 +45,9 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _headline(run: Run) -> Markup | None:
-    """The best row of the newest evaluation that can be ranked."""
-    for path, evaluation in reversed(run.evaluations.items()):
+    """The best row of the evaluation on the most samples, the newest of those, that can rank."""
+    by_size = sorted(run.evaluations.items(), key=lambda item: _samples(item[1]))
+    for path, evaluation in reversed(by_size):
         metric = glossary.primary(metric_names(evaluation))
         row = best_row(evaluation.rows, metric) if metric else None
         if metric is None or row is None:
@@ -63,6 +64,14 @@ def _headline(run: Run) -> Markup | None:
         told = f"{row.name}{cost}{others}; evaluation {path.stem}.{beside}"
         return _number(glossary.headed(metric), value, told, row.protocol)
     return None
+
+
+def _samples(evaluation: Evaluation) -> int:
+    """How many samples the numbers of an evaluation rest on."""
+    samples = evaluation.protocol.get("samples")
+    if not isinstance(samples, dict):
+        return 0
+    return int(samples.get("count") or 0) * int(samples.get("sets") or 1)
 
 
 def _reduced_headline(run: Run) -> Markup | None:

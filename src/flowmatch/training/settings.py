@@ -15,7 +15,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 _UNITS = ("steps", "images")
 _CADENCES = ("save_every", "sample_every", "evaluate_every")
-_COUNTS = ("batch", "accumulate", "log_every_steps", "keep_last", "samples", "evaluate_samples")
+_LEAST_EVALUATED = 10  # samples: of fewer, some metrics have no value
+_COUNTS = ("batch", "accumulate", "log_every_steps", "keep_last", "samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +78,20 @@ class TrainConfig(Component):
             raise ValueError("give train.steps or train.images, exactly one of them")
         for name in _CADENCES:
             if getattr(self, f"{name}_steps") and getattr(self, f"{name}_images"):
-                raise ValueError(f"give train.{name}_steps or train.{name}_images, not both")
+                raise ValueError(
+                    f"give train.{name}_steps or train.{name}_images, not both; set the other to"
+                    " null"
+                )
         lengths = [f"{name}_{unit}" for name in _CADENCES for unit in _UNITS]
         for name in [*_UNITS, *lengths, *_COUNTS]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {value}")
+        if self.evaluate_samples < _LEAST_EVALUATED:
+            raise ValueError(
+                f"train.evaluate_samples must be at least {_LEAST_EVALUATED}, got"
+                f" {self.evaluate_samples}"
+            )
         for name in ("lr", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
