@@ -155,6 +155,9 @@ def test_points_have_their_own_metrics(flowmatch, root, tmp_path):
     document = json.loads(path.read_text())
     assert set(document["rows"][0]["metrics"]) == {"w2", "sliced_w2", "mmd2", "energy", "c2st"}
     assert document["transport"]["path_energy"] > document["transport"]["straightness"] > 0
+    real = document["anchors"]["held-out data"]
+    assert real["count"] == 300
+    assert real["metrics"]["w2"] < document["rows"][0]["metrics"]["w2"]
     assert "path_energy" in out
     code, _, err = flowmatch("evaluate", run, "--features", "data")
     assert code == 2

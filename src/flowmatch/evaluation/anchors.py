@@ -10,32 +10,43 @@ import torch
 from torch import Tensor
 
 from flowmatch.data import Dataset
-from flowmatch.evaluation.extraction import local_set
-from flowmatch.evaluation.scores import ImageScores
+from flowmatch.evaluation.extraction import KEPT_SAMPLES, SampleSet, local_set
+from flowmatch.evaluation.scores import PointScores, Scores
 from flowmatch.evaluation.sharding import evenly
 from flowmatch.randomness import keyed_generator
 
 
-def add_anchors(document: dict[str, Any], scores: ImageScores) -> None:
+def add_anchors(document: dict[str, Any], scores: Scores) -> None:
     """Measure what is known to be good and what is known to be bad like any set of samples.
 
-    `anchors` holds held-out images, which a model can hardly beat, and the same images with their
-    pixels shuffled, which every model must beat. `floor` is what as many draws of the reference's
-    own Gaussian score as there are samples: the part of each number that is bias.
+    `anchors` holds held-out data, which a model can hardly beat, and of images the same ones with
+    their pixels shuffled, which every model must beat. `floor` is what as many draws of the
+    reference's own Gaussian score as there are samples: the part of each number that is bias.
     """
-    if "floor" in document:  # of an earlier sweep
+    if "floor" in document or "anchors" in document:  # of an earlier sweep
         return
     count = document["protocol"]["samples"]["count"]
+    if isinstance(scores, PointScores):
+        if scores.held_out is not None:
+            points = _points(scores.held_out, count)
+            found = {"count": len(points), "metrics": scores.measure(points)}
+            document["anchors"] = {"held-out data": found}
+        return
     document["floor"] = {"count": count, scores.primary: scores.floor(count)}
     if scores.held_out is None or scores.held_out.identity() == scores.statistics.identity:
         return
     count = min(count, len(scores.held_out))
     bare = replace(scores, train=None, conditional=False)
-    found = {}
+    document["anchors"] = {}
     for name, change in (("held-out data", None), ("its pixels shuffled", shuffled)):
         images = local_set(_batches(scores.held_out, count, change), scores.net)
-        found[name] = {"count": count, "metrics": bare.measure(images)}
-    document["anchors"] = found
+        document["anchors"][name] = {"count": count, "metrics": bare.measure(images)}
+
+
+def _points(dataset: Dataset, count: int) -> SampleSet:
+    """Points from all over a set."""
+    x = dataset.plain(evenly(len(dataset), count)).x1.flatten(1).cpu()
+    return SampleSet(x, None, x[:KEPT_SAMPLES], None, 0, None, nfe=0, seconds=0.0)
 
 
 def _batches(

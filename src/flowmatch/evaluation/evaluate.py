@@ -103,7 +103,7 @@ def evaluate_stored(
         if accelerator.is_main_process:
             _tell_nonfinite(row, sweep)
             document.add(facts | row)
-    if accelerator.is_main_process and isinstance(scores, ImageScores):
+    if accelerator.is_main_process:
         add_anchors(document.content, scores)
         document.write()
     accelerator.wait_for_everyone()
@@ -175,8 +175,7 @@ def _finish(
     document.rows.sort(key=lambda row: (row["solver"], row["nfe"] or 0))
     if isinstance(scores, PointScores):
         document.content["transport"] = transport(flow, sweep)
-    else:
-        add_anchors(document.content, scores)
+    add_anchors(document.content, scores)
     if out is not None and document.rows:
         out.mkdir(parents=True, exist_ok=True)
         picture = quality_against_nfe(document.content, scores.primary)

@@ -99,7 +99,8 @@ def prepare(
                 " as they are"
             )
         assert reference.dataset is not None
-        return PointScores(reference.dataset, reference.name)
+        own = request.reference in (None, "train")
+        return PointScores(reference.dataset, reference.name, reference.held_out if own else None)
     train, held_out = reference.train, reference.held_out
     if config is not None and request.reference not in OWN_SPLITS:
         train, held_out = _training_data(config, reference, say)

@@ -168,10 +168,12 @@ class PointScores:
     Args:
         reference: the set to compare with, in an order that means nothing.
         name: what to call it.
+        held_out: what real points of the same law score, to compare with; None if there are none.
     """
 
     reference: Dataset
     name: str
+    held_out: Dataset | None = None
     primary: str = "w2"
 
     def measure(self, samples: SampleSet) -> dict[str, float]:
