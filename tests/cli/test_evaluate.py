@@ -291,3 +291,17 @@ def test_statistics_are_enough_where_the_data_are_gone(flowmatch, trained, tmp_p
     code, _, err = flowmatch("evaluate", run, *FEW)
     assert code == 2
     assert "mnist" in err.lower()
+
+
+def test_inception_with_weights_from_a_file(flowmatch, tmp_path, inception_file):
+    digits = Digits().build("test").x.permute(0, 2, 3, 1).numpy()
+    for name, rows in (("a", slice(12)), ("b", slice(12, 24))):
+        np.savez(tmp_path / f"{name}.npz", samples=digits[rows])
+    arguments = ("--features", "inception", "--feature-weights", inception_file)
+    arguments += ("--reference", tmp_path / "b.npz", "--json", tmp_path / "a.json")
+    code, out, err = flowmatch("evaluate", tmp_path / "a.npz", *arguments)
+    assert code == 0, err
+    assert "12 samples for 2,048 features: fid is biased upwards" in err
+    metrics = json.loads((tmp_path / "a.json").read_text())["rows"][0]["metrics"]
+    assert {"fid", "fid_excess", "kid", "is", "precision", "recall"} <= set(metrics)
+    assert "features inception" in out

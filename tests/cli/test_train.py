@@ -287,7 +287,10 @@ RESUME_MISTAKES = {
     "no run": (["-e", "{}/nothing", "--resume"], "there is no run to resume"),
     "no directory": (["--resume"], "needs the run directory"),
     "best": (["-e", "{}/run", "--resume", "best"], "no best checkpoint"),
-    "no such checkpoint": (["-e", "{}/run", "-r", "{}/run/ckpt/step9"], "cannot resume"),
+    "no such checkpoint": (
+        ["-e", "{}/run", "-r", "{}/run/ckpt/step9"],
+        "there is no checkpoint folder",
+    ),
     "another network": (["-e", "{}/run", "--resume", "network.channels=16"], "another model"),
     "both": (["-e", "{}/run", "--resume", "--overwrite"], "choose one"),
     "no config": (["-e", "{}/run"], "needs a config"),
