@@ -5,7 +5,7 @@ from __future__ import annotations
 from flowmatch.evaluation import glossary
 from flowmatch.report.html import Markup, element, join, missing, paragraph
 from flowmatch.report.numbers import NONE, scaled, significant, with_spread
-from flowmatch.report.reading import Evaluation, Run, number
+from flowmatch.report.reading import Evaluation, Row, Run, number
 from flowmatch.report.scores import best_row, metric_names
 
 
@@ -55,15 +55,27 @@ def _headline(run: Run) -> Markup | None:
         value = with_spread(row.metrics[metric], row.spread.get(metric))
         others = f", the best of {len(evaluation.rows)}" if len(evaluation.rows) > 1 else ""
         cost = f", {row.nfe:,.0f} network evaluations a sample" if row.nfe else ""
-        anchors = [
-            f"{name} {significant(anchor.metrics[metric])}"
-            for name, anchor in evaluation.anchors.items()
-            if "held" in name and anchor.metrics.get(metric) is not None
-        ]
-        beside = f" For comparison: {', '.join(anchors)}." if anchors else ""
+        beside = _beside(evaluation, row, metric)
         told = f"{row.name}{cost}{others}; evaluation {path.stem}.{beside}"
         return _number(glossary.headed(metric), value, told, row.protocol)
     return None
+
+
+def _beside(evaluation: Evaluation, row: Row, metric: str) -> str:
+    """What real held-out data score; by the excess, if there is one: they are fewer images."""
+    excess = f"{metric}_excess"
+    by = excess if row.metrics.get(excess) is not None else metric
+    anchors = [
+        f"{name} {significant(value)}"
+        for name, anchor in evaluation.anchors.items()
+        if "held" in name and (value := anchor.metrics.get(by)) is not None
+    ]
+    if not anchors:
+        return ""
+    listed, ours = ", ".join(anchors), row.metrics[by]
+    if by == excess and ours is not None:
+        return f" Above the bias of so few samples: {significant(ours)}; {listed}."
+    return f" For comparison: {listed}."
 
 
 def _samples(evaluation: Evaluation) -> int:
