@@ -19,15 +19,12 @@ from flowmatch.metrics import path_energy, straightness
 from flowmatch.randomness import keyed_generator
 from flowmatch.sampling import bind, noise, sample
 from flowmatch.solvers import Euler, FixedStep, Solver
+from flowmatch.training.settings import LEAST_EVALUATED
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from flowmatch.evaluation.stored import Stored
-
-
-LEAST_SAMPLES = 10
-"""Of a set: fewer say nothing, and some metrics have no value for them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         for flag, value, least in (
-            ("--num-samples", self.count, LEAST_SAMPLES),
+            ("--num-samples", self.count, LEAST_EVALUATED),
             ("--repeats", self.repeats, 1),
             ("--bspp", self.batch, 1),
         ):
@@ -67,7 +64,7 @@ class Sweep:
     def over(self, stored: int, *, all_of_it: bool) -> Sweep:
         """The same over so many stored samples: `count` of each set, or all that there are."""
         count = stored // self.repeats if all_of_it else self.count
-        count = max(count, LEAST_SAMPLES)
+        count = max(count, LEAST_EVALUATED)
         if count * self.repeats > stored:
             raise ValueError(
                 f"{self.repeats} set(s) of {count:,} need {count * self.repeats:,} samples, but"

@@ -15,7 +15,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 _UNITS = ("steps", "images")
 _CADENCES = ("save_every", "sample_every", "evaluate_every")
-_LEAST_EVALUATED = 10  # samples: of fewer, some metrics have no value
+LEAST_EVALUATED = 10
+"""Samples of an evaluation: fewer say nothing, and some metrics have no value for them."""
 _COUNTS = ("batch", "accumulate", "log_every_steps", "keep_last", "samples")
 
 
@@ -87,9 +88,9 @@ class TrainConfig(Component):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {value}")
-        if self.evaluate_samples < _LEAST_EVALUATED:
+        if self.evaluate_samples < LEAST_EVALUATED:
             raise ValueError(
-                f"train.evaluate_samples must be at least {_LEAST_EVALUATED}, got"
+                f"train.evaluate_samples must be at least {LEAST_EVALUATED}, got"
                 f" {self.evaluate_samples}"
             )
         for name in ("lr", "max_grad_norm"):
