@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,37 @@ class GaussianFlow:
 
 
 @dataclass(frozen=True)
+class MixtureFlow:
+    """From N(0, 1) to a mixture of N(mean_k, std^2) in each of D coordinates, on any affine path.
+
+    xt is a mixture of N(alpha mean_k, s^2), s^2 = alpha^2 std^2 + sigma^2, and the velocity is the
+    mean of the components' velocities under their posterior. Density and score are exact too.
+    """
+
+    means: tuple[tuple[float, ...], ...] = ((-2.0,), (1.0,), (2.5,))
+    weights: tuple[float, ...] = (0.5, 0.3, 0.2)
+    std: float = 0.3
+    path: AffinePath = Linear()
+
+    def __call__(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        c = self.path.coefficients(t.to(x.dtype))
+        alpha, sigma, d_alpha, d_sigma = (v[:, None, None] for v in c)
+        means = torch.tensor(self.means, dtype=x.dtype)
+        variance = alpha**2 * self.std**2 + sigma**2
+        off = x[:, None] - alpha * means  # [B, K, D]
+        log = -(off**2).sum(-1) / (2 * variance[..., 0])
+        posterior = torch.softmax(log + torch.tensor(self.weights, dtype=x.dtype).log(), 1)
+        rate = (alpha * d_alpha * self.std**2 + sigma * d_sigma) / variance
+        return (posterior[..., None] * (d_alpha * means + rate * off)).sum(1)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Samples of the target, [n, D] float64."""
+        which = torch.multinomial(torch.tensor(self.weights), n, True, generator=generator)
+        means = torch.tensor(self.means, dtype=torch.float64)[which]
+        return means + self.std * torch.randn(means.shape, generator=generator, dtype=means.dtype)
+
+
+@dataclass(frozen=True)
 class PointsFlow:
     """From N(0, 1) to equally likely points [K, D], on the linear path.
 
@@ -50,6 +82,7 @@ class PointsFlow:
     """
 
     points: Tensor
+    path: ClassVar[AffinePath] = Linear()
 
     def __call__(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
         t = t.to(x.dtype)[:, None]

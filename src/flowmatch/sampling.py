@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowmatch.flow import Cond, Field, as_cond
 from flowmatch.randomness import keyed_generator
-from flowmatch.solvers import Heun, Solver, TimeField
-from flowmatch.tensors import batch_time
+from flowmatch.solvers import Heun, OnPath, Schedule, Solver, StepNoise, TimeField
+from flowmatch.tensors import batch_time, send
 
 
 def noise(seeds: Iterable[int], shape: tuple[int, ...], *, stream: int = 0) -> Tensor:
@@ -23,14 +24,58 @@ def noise(seeds: Iterable[int], shape: tuple[int, ...], *, stream: int = 0) -> T
     return torch.stack(rows) if rows else torch.empty(0, *shape)
 
 
-def bind(field: Field, cond: Cond | Tensor | None = None) -> TimeField:
-    """The `f(x, t)` that a solver integrates: `field` under a fixed condition."""
+def step_noise(seeds: Sequence[int], *, stream: int = 0) -> StepNoise:
+    """The noise that a stochastic solver adds on its way, one seed a sample.
+
+    Row i of draw k depends on `(stream, seeds[i], k)` alone, as `noise` does.
+    """
+
+    def draw(k: int, x: Tensor) -> Tensor:
+        if len(seeds) != len(x):
+            raise ValueError(f"{len(seeds)} seeds for a batch of {len(x)}; give one a sample")
+        shape = x.shape[1:]
+        keys = (("step noise", stream, seed, k) for seed in seeds)
+        rows = torch.stack([torch.randn(shape, generator=keyed_generator(*key)) for key in keys])
+        return send(rows, x.device).to(x.dtype)
+
+    return draw
+
+
+def path_of(field: Field) -> Schedule | None:
+    """The affine path of a flow, also when other fields are wrapped around it; None if unknown."""
+    inner: Any = field
+    while inner is not None:
+        path = getattr(inner, "path", None)
+        if path is not None:
+            return path  # type: ignore[no-any-return]
+        inner = getattr(inner, "field", None)
+    return None
+
+
+def bind(
+    field: Field,
+    cond: Cond | Tensor | None = None,
+    *,
+    path: Schedule | None = None,
+    noise: StepNoise | None = None,
+) -> TimeField:
+    """The `f(x, t)` that a solver integrates: `field` under a fixed condition.
+
+    Args:
+        field: any callable `(x [B, *D], t [B], cond) -> v [B, *D]`.
+        cond: None, a mapping from names to tensors, or a bare label tensor [B].
+        path: the affine path, for solvers that use it; None asks the field.
+        noise: where a stochastic solver's noise comes from; None is torch's global generator.
+    """
     cond = as_cond(cond)
 
     def f(x: Tensor, t: float | Tensor) -> Tensor:
         return field(x, batch_time(t, x), cond)
 
-    return f
+    path = path_of(field) if path is None else path
+    if path is None:
+        return f
+    return OnPath(f, path, noise or (lambda k, x: torch.randn_like(x)))
 
 
 @torch.no_grad()
@@ -42,6 +87,9 @@ def sample(
     *,
     t0: float = 0.0,
     t1: float = 1.0,
+    path: Schedule | None = None,
+    seeds: Sequence[int] | None = None,
+    stream: int = 0,
 ) -> Tensor:
     """Integrate `field` from `x0` at `t0` to `t1`; from 1 to 0 it maps data to noise.
 
@@ -50,8 +98,15 @@ def sample(
         x0: where to start, [B, *D].
         solver: the integrator.
         cond: None, a mapping from names to tensors, or a bare label tensor [B].
+        path: the affine path, for solvers that use it; None asks the field (a `Flow` knows).
+        seeds: one a sample, for the noise of stochastic solvers, which then depends on
+            `(stream, seed)` alone; None draws it from torch's global generator.
+        stream: which family of seeds.
     Returns:
         The state at `t1`, [B, *D]. No gradient is kept: integrate `bind(field, cond)` with the
         solver itself to differentiate through the trajectory.
+    Raises:
+        ValueError: the solver needs the path and nobody knows it.
     """
-    return solver.integrate(bind(field, cond), x0, t0=t0, t1=t1)
+    noise = step_noise(seeds, stream=stream) if seeds is not None else None
+    return solver.integrate(bind(field, cond, path=path, noise=noise), x0, t0=t0, t1=t1)

@@ -25,7 +25,7 @@ from flowmatch.evaluation.sweep import (
 )
 from flowmatch.evaluation.table import one_line
 from flowmatch.flow import Flow
-from flowmatch.solvers import FixedStep, Solver
+from flowmatch.solvers import GridSolver, Solver
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -186,4 +186,4 @@ def _finish(
 
 def _calls(solver: Solver) -> int:
     """Network evaluations a sample, as far as they are known beforehand: for the progress bar."""
-    return solver.nfe if isinstance(solver, FixedStep) else 100
+    return solver.nfe if isinstance(solver, GridSolver) else 100

@@ -18,7 +18,7 @@ from flowmatch.guidance import CountNFE, Guided
 from flowmatch.metrics import path_energy, straightness
 from flowmatch.randomness import keyed_generator
 from flowmatch.sampling import bind, noise, sample
-from flowmatch.solvers import Euler, FixedStep, Solver
+from flowmatch.solvers import Euler, GridSolver, Solver
 from flowmatch.training.settings import LEAST_EVALUATED
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def measure_row(
 
 def solver_facts(solver: Solver) -> dict[str, Any]:
     """What a row says about its solver."""
-    steps = solver.steps if isinstance(solver, FixedStep) else None
+    steps = solver.steps if isinstance(solver, GridSolver) else None
     facts: dict[str, Any] = {"solver": asdict(solver)["kind"], "steps": steps}
     facts["time_grid"] = "uniform" if steps else "adaptive"
     facts["safe_end"] = solver.safe_end

@@ -11,6 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flowmatch.component import Component
+from flowmatch.solvers.grids import GridConfig, UniformGrid
 
 TimeField = Callable[[Tensor, float | Tensor], Tensor]
 """`f(x [B, *D], t) -> dx/dt [B, *D]`; `t` is a number, or [B] where each sample has its own."""
@@ -32,6 +33,11 @@ class Solver(Component, ABC):
 
     safe_end: bool = True
 
+    needs_path: ClassVar[bool] = False
+    """Whether it uses the affine path of the flow (then f must be an `OnPath`)."""
+    stochastic: ClassVar[bool] = False
+    """Whether it adds fresh noise on the way."""
+
     @abstractmethod
     def trajectory(
         self, f: TimeField, x: Tensor, *, t0: float = 0.0, t1: float = 1.0
@@ -44,35 +50,51 @@ class Solver(Component, ABC):
         return x
 
     def ends_at_data(self, t0: float, t1: float) -> bool:
-        """Whether the safe end applies: a multi-stage method that runs forward into t=1."""
+        """Whether the safe end applies: a method that runs forward into t=1."""
         return self.safe_end and t0 < t1 == 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedStep(Solver):
-    """A one-step method on a uniform grid.
-
-    With `safe_end`, the last step of a method of s stages into t=1 becomes s Euler steps: as many
-    evaluations, the last of them at `1 - h/s`, and the end is the network's own estimate of the
-    datum there. That costs the declared order in that one step only.
+class GridSolver(Solver, ABC):
+    """A method that walks along a time grid.
 
     Args:
         steps: number of steps, >= 1.
+        grid: where they end.
     """
 
     steps: int = 100
+    grid: GridConfig = UniformGrid()
 
     order: ClassVar[int]
     stages: ClassVar[int]
+    """Field calls of a step."""
+    extra: ClassVar[int] = 0
+    """Field calls of one integration beyond those of its steps."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"a solver needs at least 1 step, got {self.steps}")
+        self.grid.times(self.steps)  # refuses a grid of another length
 
     @property
     def nfe(self) -> int:
         """Field calls of one integration; the safe end does not change it."""
-        return self.steps * self.stages
+        return self.steps * self.stages + self.extra
+
+    def times(self, t0: float = 0.0, t1: float = 1.0) -> list[float]:
+        """The `steps + 1` times from `t0` to `t1`; both ends are exact."""
+        return self.grid.between(t0, t1, self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedStep(GridSolver, ABC):
+    """A one-step method on a time grid.
+
+    With `safe_end`, the last step of a method of s stages into t=1 becomes s Euler steps: as many
+    evaluations, the last of them at `1 - h/s`, and the end is the network's own estimate of the
+    datum there. That costs the declared order in that one step only.
+    """
 
     @abstractmethod
     def step(self, f: TimeField, x: Tensor, t: float, s: float) -> Tensor:
@@ -81,17 +103,17 @@ class FixedStep(Solver):
     def trajectory(
         self, f: TimeField, x: Tensor, *, t0: float = 0.0, t1: float = 1.0
     ) -> Iterator[tuple[float, Tensor]]:
-        times = uniform(t0, t1, self.steps)
         safe = self.stages > 1 and self.ends_at_data(t0, t1)
-        for t, s in pairwise(times):
+        for t, s in pairwise(self.times(t0, t1)):
             if safe and s == t1:
-                for a, b in pairwise(uniform(t, s, self.stages)):
-                    x = x + (b - a) * f(x, a)
+                x = euler_substeps(f, x, t, s, self.stages)
             else:
                 x = self.step(f, x, t, s)
             yield s, x
 
 
-def uniform(t0: float, t1: float, steps: int) -> list[float]:
-    """`steps + 1` equally spaced times; both ends are exact."""
-    return [t0 + (t1 - t0) * i / steps for i in range(steps)] + [t1]
+def euler_substeps(f: TimeField, x: Tensor, t: float, s: float, count: int) -> Tensor:
+    """`count` equal Euler steps from `t` to `s`: how a multi-stage method ends at the data."""
+    for a, b in pairwise(UniformGrid().between(t, s, count)):
+        x = x.add(f(x, a), alpha=b - a)
+    return x

@@ -14,7 +14,7 @@ from flowmatch.flow import Cond, Flow
 from flowmatch.losses import FlowMatching
 from flowmatch.metrics import path_energy
 from flowmatch.randomness import Rows
-from flowmatch.solvers import FixedStep, Solver, TimeField
+from flowmatch.solvers import GridSolver, Solver, TimeField
 from flowmatch.tensors import batch_time
 from flowmatch.training.bins import centres
 
@@ -117,10 +117,10 @@ def walk(f: TimeField, x0: Tensor, solver: Solver) -> Walked:
         curvature = 1 - E |x1 - x0|^2 / E sum_i |x_{i+1} - x_i|^2 / h_i
 
     It is `metrics.curvature` of the trajectory, of which no more than three states are kept. None
-    where a state is not finite, and with an adaptive solver, whose samples each have their own
-    times.
+    where a state is not finite, with an adaptive solver, whose samples each have their own times,
+    and with a stochastic one, whose paths are rough.
     """
-    measured = isinstance(solver, FixedStep)
+    measured = isinstance(solver, GridSolver) and not solver.stochastic
     energy, t, x = 0.0, 0.0, x0
     for s, after in solver.trajectory(f, x0):
         measured = measured and bool(after.isfinite().all())

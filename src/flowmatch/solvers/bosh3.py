@@ -1,0 +1,41 @@
+"""The adaptive method of Bogacki and Shampine of order 3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from flowmatch.solvers.adaptive import Adaptive, Step, Tableau, polynomial, rms, weighted
+from flowmatch.solvers.solver import TimeField
+from flowmatch.tensors import expand_like
+
+_TABLEAU = Tableau(
+    nodes=(1 / 2, 3 / 4, 1.0),
+    stages=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+)
+_ERROR = (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8)
+# cubic Hermite interpolation, written in the stages
+_DENSE = ((1.0, -4 / 3, 5 / 9), (0.0, 1.0, -2 / 3), (0.0, 4 / 3, -8 / 9), (0.0, -1.0, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bosh3(Adaptive):
+    """Bogacki-Shampine 3(2): 3 field calls a step, for loose tolerances.
+
+    Source: Bogacki & Shampine 1989; dense output of order 3 by cubic Hermite interpolation.
+    """
+
+    kind: Literal["bosh3"] = "bosh3"  # type: ignore[misc]
+    order: ClassVar[int] = 3
+
+    def tableau(self) -> Tableau:
+        return _TABLEAU
+
+    def error(self, k: list[Tensor], step: Tensor, scale: Tensor) -> Tensor:
+        return rms(step * weighted(_ERROR, k) / scale)
+
+    def interpolate(self, f: TimeField, step: Step, theta: Tensor) -> Tensor:
+        h = expand_like(step.h, step.x).to(step.x.dtype)
+        return step.x + h * polynomial(_DENSE, step.k, theta)
