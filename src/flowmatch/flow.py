@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from flowmatch.paths import AffinePath, Linear, Prediction
@@ -39,6 +41,7 @@ class Flow(nn.Module):
         self.path = path
         self.predict: Prediction = predict
         self.shape = shape
+        self._too_large = math.inf  # values of a stacked batch that did not fit into memory
 
     @property
     def num_classes(self) -> int | None:
@@ -58,6 +61,59 @@ class Flow(nn.Module):
         """The network's own output at `x` [B, *D] and `t` [B], of the kind `self.predict`."""
         out: Tensor = self.network(x, t, as_cond(cond))
         return out
+
+    def null(self, cond: Cond) -> Cond:
+        """The same mapping with each condition replaced by its null: a label by `num_classes`.
+
+        Raises:
+            ValueError: a condition has no null that is known here, or the network takes no label.
+        """
+        nulls = self._nulls()
+        if unknown := [name for name in cond if name not in nulls]:
+            raise ValueError(
+                f"cond has {unknown}, for which this flow knows no null"
+                f" (known: {', '.join(nulls) or 'none'}); leave it out, or pass None as the null"
+            )
+        return {name: torch.full_like(value, nulls[name]) for name, value in cond.items()}
+
+    def under(
+        self, x: Tensor, t: float | Tensor, conds: Sequence[Cond | Tensor | None]
+    ) -> list[Tensor]:
+        """The velocities at the same points under several conditions, in one network call.
+
+        The batch is stacked `len(conds)` times. Where that does not fit into memory, the conditions
+        are evaluated one by one, and so is from then on every batch that is not smaller.
+
+        Args:
+            x: points [B, *D].
+            t: their time, a number or [B].
+            conds: conditions as a call takes them; None is the null condition.
+        Returns:
+            As many velocities [B, *D], equal to separate calls up to rounding.
+        """
+        t, n, size = batch_time(t, x), len(conds), len(conds) * x.numel()
+        together = self._completed([as_cond(cond) for cond in conds])
+        if n > 1 and together is not None and size < self._too_large:
+            cond = {name: torch.cat([c[name] for c in together]) for name in together[0]}
+            try:
+                return list(self(torch.cat([x] * n), t.repeat(n), cond or None).tensor_split(n))
+            except torch.OutOfMemoryError:
+                self._too_large = size
+            torch.accelerator.memory.empty_cache()  # after the except: its traceback holds tensors
+        return [self(x, t, cond) for cond in conds]
+
+    def _nulls(self) -> dict[str, int]:
+        return {} if self.num_classes is None else {"label": self.num_classes}
+
+    def _completed(self, conds: list[Cond | None]) -> list[Cond] | None:
+        """Conditions that all have the same names; None if a null that is missing is not known."""
+        named = {name: value for cond in conds for name, value in (cond or {}).items()}
+        if all(cond is not None and cond.keys() == named.keys() for cond in conds):
+            return [cond for cond in conds if cond is not None]
+        if not named.keys() <= self._nulls().keys():
+            return None
+        null = self.null(named)
+        return [{**null, **(cond or {})} for cond in conds]
 
 
 def as_cond(cond: Cond | Tensor | None) -> Cond | None:
