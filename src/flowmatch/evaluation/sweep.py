@@ -103,7 +103,15 @@ class FlowSamples:
             labels = torch.tensor(indices, device=x0.device) % self.flow.num_classes
         self._counted.nfe = 0
         with self.accelerator.autocast():
-            x1 = sample(self._field, x0, self.solver, labels)
+            x1 = sample(
+                self._field,
+                x0,
+                self.solver,
+                labels,
+                path=self.flow.path,
+                seeds=indices,
+                stream=self.sweep.seed,
+            )
         self.nfe = self._counted.nfe
         return x1.float(), labels
 
@@ -168,12 +176,13 @@ def measure_row(
 
 def solver_facts(solver: Solver) -> dict[str, Any]:
     """What a row says about its solver."""
-    steps = solver.steps if isinstance(solver, GridSolver) else None
-    facts: dict[str, Any] = {"solver": asdict(solver)["kind"], "steps": steps}
-    facts["time_grid"] = "uniform" if steps else "adaptive"
-    facts["safe_end"] = solver.safe_end
-    rest = {k: v for k, v in asdict(solver).items() if k not in ("kind", "steps", "safe_end")}
-    return facts | ({"options": rest} if rest else {})
+    values = asdict(solver)
+    facts: dict[str, Any] = {"solver": values.pop("kind"), "steps": values.pop("steps", None)}
+    grid = solver.grid if isinstance(solver, GridSolver) else None
+    facts["time_grid"] = grid.name if grid is not None else "adaptive"
+    values.pop("grid", None)
+    facts["safe_end"] = values.pop("safe_end")
+    return facts | ({"options": values} if values else {})
 
 
 def transport(flow: Flow, sweep: Sweep, *, steps: int = 100, count: int = 500) -> dict[str, float]:

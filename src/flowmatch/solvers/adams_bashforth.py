@@ -19,8 +19,8 @@ from flowmatch.solvers.solver import GridSolver, TimeField
 class AdamsBashforth(GridSolver, ABC):
     """Integrates the polynomial through the last velocities, on any grid: 1 field call a step.
 
-    The field is never asked at t=1. With `safe_end` the last step into t=1 is Euler's, which ends on
-    the network's own estimate of the datum; an extrapolated velocity misses it.
+    The field is never asked at t=1. With `safe_end` the last step into t=1 is Euler's, which ends
+    on the network's own estimate of the datum; an extrapolated velocity misses it.
     Source: Bashforth & Adams 1883; variable steps: Hairer, Norsett & Wanner 1993, section III.5.
     """
 

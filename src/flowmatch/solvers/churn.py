@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -48,7 +49,11 @@ class Churn(Stochastic):
     def noisy_step(self, f: OnPath, x: Tensor, here: Point, end: Point, k: int) -> Tensor:
         raised = min(self.churn / self.steps, math.sqrt(2) - 1)
         if raised and here.alpha > 0 and self.ratio_min <= _ratio(here) <= self.ratio_max:
-            start = _where(f.path, _ratio(here) * (1 + raised), before=here.t)
+            start = _where(
+                f.path,  # type: ignore[arg-type]
+                _ratio(here) * (1 + raised),
+                here.t,
+            )
             kept = start.alpha / here.alpha
             added = math.sqrt(max(0.0, start.sigma**2 - (kept * here.sigma) ** 2))
             x = (x * kept).add_(f.noise(k, x), alpha=added * self.noise)
@@ -60,7 +65,8 @@ def _ratio(at: Point) -> float:
     return at.sigma / at.alpha
 
 
-def _where(path: Schedule, ratio: float, *, before: float) -> Point:
+@lru_cache(maxsize=4096)  # the same for every batch of a job
+def _where(path: Schedule, ratio: float, before: float) -> Point:
     """The point before a time at which sigma/alpha has a value; it falls along every path."""
     low, high = 0.0, before
     for _ in range(60):

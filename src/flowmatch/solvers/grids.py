@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from statistics import NormalDist
 from typing import Annotated, Literal
@@ -33,6 +33,13 @@ class Grid(Component, ABC):
         if any(b <= a for a, b in pairwise(times)):
             raise ValueError(f"{self} does not increase strictly with {steps} steps")
         return times
+
+    @property
+    def name(self) -> str:
+        """The grid as `parse_grid` reads it, where its options have a place in that."""
+        values = [getattr(self, f.name) for f in fields(self) if f.name != "kind"]
+        kind: str = self.kind  # type: ignore[attr-defined]
+        return f"{kind}:{','.join(f'{v:g}' for v in values)}" if values else kind
 
     def between(self, t0: float, t1: float, steps: int) -> list[float]:
         """The grid stretched over `[t0, t1]`; backward (`t1 < t0`) it is walked from its end."""
@@ -147,6 +154,11 @@ class ExplicitGrid(Grid):
             if not b > a:
                 raise ValueError(f"a time grid must increase strictly, but {b:g} follows {a:g}")
 
+    @property
+    def name(self) -> str:
+        """The times, as `parse_grid` reads them."""
+        return ",".join(f"{value:.6g}" for value in self.values)
+
     def times(self, steps: int) -> list[float]:
         if steps != len(self.values) - 1:
             raise ValueError(
@@ -187,9 +199,9 @@ def parse_grid(text: str) -> GridConfig:
         numbers = [float(word) for word in listed.split(",")] if listed else []
     except ValueError:
         numbers = None
-    if numbers is not None and name not in makers:
+    if numbers and name not in makers:
         return ExplicitGrid(values=tuple(numbers))
-    if numbers is None or len(numbers) != makers[name][0]:
+    if numbers is None or name not in makers or len(numbers) != makers[name][0]:
         raise ValueError(
             f"cannot read the time grid {text!r}; write uniform, shifted:3, edm:7,"
             " logit_normal:0,1, or the times themselves, e.g. 0,0.1,0.4,1"
