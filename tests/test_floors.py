@@ -8,7 +8,7 @@ FLOORS = [
     {"tensors", "randomness", "component", "room"},
     {"paths", "couplings", "times", "solvers", "networks", "data", "metrics", "pictures"},
     {"flow", "guidance", "losses", "features"},
-    {"sampling", "interop"},
+    {"sampling", "interop", "likelihood", "editing", "tuning"},
     {"training"},
     {
         "config",
@@ -17,6 +17,9 @@ FLOORS = [
         "resuming",
         "importing",
         "generation",
+        "data_likelihood",
+        "edits",
+        "tuned",
         "look",
         "report",
     },
@@ -25,6 +28,13 @@ FLOORS = [
 # in a floor of several stories, what may be imported from within it
 WITHIN = {
     "guidance": {"flow"},
+    "likelihood": {"sampling"},
+    "editing": {"sampling"},
+    "tuning": {"sampling"},
+    "data_likelihood": {"config", "evaluation", "runs"},
+    "edits": {"config", "runs"},
+    "tuned": {"config", "runs"},
+    "generation": {"config", "runs", "tuned"},
     "losses": {"flow"},
     "evaluation": {"config"},
     "runs": {"config", "evaluation"},

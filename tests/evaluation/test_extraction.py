@@ -8,6 +8,7 @@ from flowmatch.evaluation.sharding import batches_of, evenly, gather_rows
 from flowmatch.evaluation.stored import Stored
 from flowmatch.evaluation.sweep import FlowSamples, StoredSamples, Sweep
 from flowmatch.flow import Flow
+from flowmatch.guidance import Guidance
 from flowmatch.networks import UNetConfig
 from flowmatch.solvers import Euler, Heun
 from flowmatch.tensors import to_uint8
@@ -44,7 +45,7 @@ def test_neither_batch_nor_place_changes_a_sample(flow, accelerator, projection,
 
 
 def test_guidance_counts_twice(flow, accelerator, projection):
-    subject = FlowSamples(flow, Heun(steps=2), Sweep(10, guidance=2.0), accelerator)
+    subject = FlowSamples(flow, Heun(steps=2), Sweep(10, guidance=Guidance(scale=2.0)), accelerator)
     assert extract(subject, range(4), projection(SHAPE), accelerator, batch=3).nfe == 8
 
 

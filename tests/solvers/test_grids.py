@@ -96,5 +96,5 @@ def test_a_grid_from_text_and_from_a_config():
 
 
 def test_a_name_reads_back():
-    for text in ("uniform", "shifted:2.5", "logit_normal:0.2,1.5", "0,0.3,1"):
+    for text in ("uniform", "shifted:2.5", "logit_normal:0.2,1.5", "edm:5,0.01,40", "0,0.3,1"):
         assert parse_grid(text).name == text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _RESUME = ("-r", "--resume")
-_SOLVER = re.compile(r"[a-z][a-z0-9_]*:\d+(,\d+)*|bosh3|dopri5|dopri8")
+_SOLVER = re.compile(r"[a-z][a-z0-9_]*:\d+(,\d+)*|bosh3|dopri5|dopri8|auto(:\d+(,\d+)*)?")
 
 
 def normalise(arguments: list[str]) -> list[str]:

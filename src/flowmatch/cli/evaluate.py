@@ -7,6 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
+from flowmatch.cli.options import (
+    Autoguide,
+    GuidanceInterval,
+    GuidanceMethod,
+    GuidanceSchedule,
+    Scale,
+    TimeGrid,
+    guidance_of,
+    parse_solvers,
+    weak_model,
+)
+
 
 def evaluate(
     words: Annotated[
@@ -50,7 +62,8 @@ def evaluate(
         typer.Option(
             "--solvers",
             metavar="NAME:STEPS,STEPS...",
-            help="Rows of the table: euler:10,100,1000 heun:5,50,500.  [default: the run's own]",
+            help="Rows of the table: euler:10,100,1000 heun:5,50,500; auto:10 is what `tune` chose"
+            " for 10 evaluations.  [default: the run's own]",
         ),
     ] = None,
     repeats: Annotated[
@@ -73,9 +86,12 @@ def evaluate(
     weights: Annotated[
         Literal["ema", "model"], typer.Option("--weights", help="Averaged, or as trained.")
     ] = "ema",
-    guidance: Annotated[
-        float, typer.Option("--guidance", help="Classifier-free guidance scale; 1 is off.")
-    ] = 1.0,
+    grid: TimeGrid = None,
+    guidance: Scale = 1.0,
+    guidance_method: GuidanceMethod = "cfg",
+    guidance_interval: GuidanceInterval = "0,1",
+    guidance_schedule: GuidanceSchedule = "constant",
+    autoguide: Autoguide = None,
     seed: Annotated[int, typer.Option("--seed", help="Sample i depends on (seed, i).")] = 0,
     bspp: Annotated[int, typer.Option("--bspp", help="Batch size of each process.")] = 100,
     compile: Annotated[
@@ -102,7 +118,6 @@ def evaluate(
     from flowmatch.evaluation.stored import load_stored
     from flowmatch.room import require_writable
     from flowmatch.runs import WEIGHT_FILES, load_flow, model_facts, open_run
-    from flowmatch.solvers import parse
     from flowmatch.training.distributed import describe, start_processes
 
     overrides = [word for word in words if "=" in word]
@@ -111,18 +126,21 @@ def evaluate(
         raise ValueError(f"give one run directory or set of samples, got {len(subjects)}")
     subject = subjects[0]
     is_run = (subject / "config.yaml").is_file()
-    if not is_run and (overrides or solvers or guidance != 1):
+    guided = guidance_of(guidance, guidance_method, guidance_interval, guidance_schedule)
+    if not is_run and (overrides or solvers or grid or autoguide or not guided.off):
         raise ValueError(
-            f"{subject} is no run directory (it has no config.yaml), so --solvers, --guidance and"
-            " changes to a config mean nothing for it"
+            f"{subject} is no run directory (it has no config.yaml), so --solvers, --grid,"
+            " --guidance and changes to a config mean nothing for it"
         )
-    chosen = list(dict.fromkeys(solver for spec in solvers or [] for solver in parse(spec)))
+    if grid is not None and not solvers:
+        raise ValueError("--grid is for the rows that --solvers names; give --solvers")
+    chosen = parse_solvers(solvers or [], subject, guidance=guided, grid=grid)
     if json_file is not None and json_file.exists():
         read_document(json_file)  # refused now rather than after the work
     request = Request(reference, features, feature_weights, resize_reference)
     usual = 50_000 if features in ("inception", "dinov2") else 5_000
     count = usual if num_samples is None else num_samples
-    sweep = Sweep(count, repeats, batch=bspp, seed=seed, guidance=guidance)
+    sweep = Sweep(count, repeats, batch=bspp, seed=seed, guidance=guided)
     stored = None if is_run else load_stored(subject)
     accelerator = start_processes(PRECISIONS[mixed_precision])  # type: ignore[arg-type]
     say = print if accelerator.is_main_process else lambda *words: None
@@ -136,7 +154,10 @@ def evaluate(
     else:
         settings, folder = open_run(subject, checkpoint, overrides=overrides)
         flow = load_flow(settings, folder / WEIGHT_FILES[weights], device=accelerator.device)
-        sweep.check(flow)
+        weak, weak_hash = weak_model(autoguide, folder / WEIGHT_FILES[weights])
+        guided.check(flow, weak)
+        weak = weak.to(accelerator.device) if weak is not None else None
+        by = {"autoguide": weak_hash} if weak is not None else {}
         require_writable(subject / "evaluation")
         if compile:
             flow.network.compile()
@@ -150,7 +171,8 @@ def evaluate(
             sweep,
             scores,
             accelerator,
-            model=model_facts(subject, folder, weights),
+            model=model_facts(subject, folder, weights) | by,
+            weak=weak,
             out=subject / "evaluation",
             json_file=json_file,
             say=say,

@@ -25,6 +25,7 @@ from flowmatch.evaluation.sweep import (
 )
 from flowmatch.evaluation.table import one_line
 from flowmatch.flow import Flow
+from flowmatch.guidance import Guidance
 from flowmatch.solvers import GridSolver, Solver
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def evaluate_flow(
     accelerator: Accelerator,
     *,
     model: dict[str, Any],
+    weak: Flow | None = None,
     out: Path | None = None,
     json_file: Path | None = None,
     say: Callable[[str], object] = print,
@@ -50,6 +52,7 @@ def evaluate_flow(
     Args:
         flow: the model, on the accelerator's device.
         model: what the protocol says of it: name, weights, hash, step, images seen.
+        weak: the weak model of autoguidance, on the same device; None without one.
         out: folder for the JSON file and the pictures; None writes no pictures.
         json_file: where the JSON goes instead.
         say: told each row, by its name.
@@ -64,7 +67,7 @@ def evaluate_flow(
     work = sum(_calls(s) for s in todo) * sweep.count * sweep.repeats
     with shown("evaluating", work, accelerator) as advance:
         for solver in todo:
-            subject = FlowSamples(flow, solver, sweep, accelerator)
+            subject = FlowSamples(flow, solver, sweep, accelerator, weak=weak)
             row, first = measure_row(subject, sweep, scores, accelerator, progress=advance)
             row = solver_facts(solver) | row
             if accelerator.is_main_process:
@@ -131,11 +134,16 @@ def protocol_of(
             "labels": labels,
             "as": "uint8" if isinstance(scores, ImageScores) else "float32",
         },
-        "guidance": sweep.guidance if flow is not None else None,
+        "guidance": _guidance(sweep.guidance) if flow is not None else None,
         "model": model,
         "precision": "fp32" if precision == "no" else precision,
         "versions": versions(),
     }
+
+
+def _guidance(guidance: Guidance) -> float | str:
+    """A plain scale as a number, anything more in words."""
+    return guidance.scale if guidance == Guidance(scale=guidance.scale) else guidance.name
 
 
 def _stem(protocol: dict[str, Any]) -> str:
@@ -161,7 +169,9 @@ def _tell_nonfinite(row: dict[str, Any], sweep: Sweep) -> None:
 def _save_grid(samples: SampleSet, row: dict[str, Any], out: Path, stem: str, flow: Flow) -> str:
     """Draw the first samples of a row; the file's name, relative to the JSON's usual place."""
     bare = "bare" if row["safe_end"] is False else None
-    parts = (stem, row["solver"], row["steps"], bare)
+    plain = row["time_grid"] in ("uniform", "adaptive") and "options" not in row
+    other = None if plain else digest({k: row.get(k) for k in ("time_grid", "options")})
+    parts = (stem, row["solver"], row["steps"], bare, other)
     name = "-".join(str(part) for part in parts if part) + ".png"
     out.mkdir(parents=True, exist_ok=True)
     sample_grid(samples, flow.num_classes).save(out / name)

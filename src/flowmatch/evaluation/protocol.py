@@ -39,7 +39,7 @@ def sentence(protocol: Mapping[str, Any], row: Mapping[str, Any] | None) -> str:
         _samples(protocol["samples"]),
         _reference(protocol["reference"]),
         _solver(row),
-        f"guidance {protocol['guidance']:g}" if protocol.get("guidance") is not None else None,
+        _guidance(protocol.get("guidance")),
         _model(protocol["model"]),
         protocol["precision"],
         ", ".join(f"{name} {version}" for name, version in protocol["versions"].items()),
@@ -79,9 +79,16 @@ def _solver(row: Mapping[str, Any] | None) -> str | None:
     return f"{row['solver']}{steps}, {row['time_grid']} grid{end}, {row['nfe']:g} NFE"
 
 
+def _guidance(guidance: float | str | None) -> str | None:
+    if guidance is None:
+        return None
+    return f"guidance {guidance}" if isinstance(guidance, str) else f"guidance {guidance:g}"
+
+
 def _model(model: Mapping[str, Any]) -> str:
     if "weights" not in model:
         return f"stored samples {model['name']} {model['hash']}"
     text = f"{model['weights']} weights {model['hash']}"
     seen = model.get("images_seen")
-    return f"{text}, {seen:,} images seen" if seen is not None else text
+    text += f", {seen:,} images seen" if seen is not None else ""
+    return text + (f", autoguided by {model['autoguide']}" if "autoguide" in model else "")

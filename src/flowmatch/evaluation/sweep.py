@@ -14,7 +14,7 @@ from torch import Tensor
 from flowmatch.evaluation.extraction import SampleSet, Subject, extract
 from flowmatch.evaluation.scores import ImageScores, Scores
 from flowmatch.flow import Flow
-from flowmatch.guidance import CountNFE, Guided
+from flowmatch.guidance import CountNFE, Guidance
 from flowmatch.metrics import path_energy, straightness
 from flowmatch.randomness import keyed_generator
 from flowmatch.sampling import bind, noise, sample
@@ -36,14 +36,14 @@ class Sweep:
         repeats: disjoint sets of them; set k has the samples k * count, ..., (k + 1) * count - 1.
         batch: samples that a process draws at once; changes nothing but speed and memory.
         seed: stream of the noise.
-        guidance: classifier-free guidance scale; 1 is off.
+        guidance: how the field is guided.
     """
 
     count: int
     repeats: int = 1
     batch: int = 100
     seed: int = 0
-    guidance: float = 1.0
+    guidance: Guidance = Guidance()
 
     def __post_init__(self) -> None:
         for flag, value, least in (
@@ -53,13 +53,6 @@ class Sweep:
         ):
             if value < least:
                 raise ValueError(f"{flag} must be at least {least}, got {value}")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"--guidance must be a finite number, got {self.guidance}")
-
-    def check(self, flow: Flow) -> None:
-        """Refuse what the flow cannot do."""
-        if self.guidance != 1 and flow.num_classes is None:
-            raise ValueError("guidance needs a class-conditional model; leave out --guidance")
 
     def over(self, stored: int, *, all_of_it: bool) -> Sweep:
         """The same over so many stored samples: `count` of each set, or all that there are."""
@@ -85,14 +78,22 @@ class FlowSamples:
         solver: the integrator.
         sweep: seed of the noise, and guidance.
         accelerator: device and precision.
+        weak: the weak model of autoguidance, or None.
     """
 
-    def __init__(self, flow: Flow, solver: Solver, sweep: Sweep, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        solver: Solver,
+        sweep: Sweep,
+        accelerator: Accelerator,
+        *,
+        weak: Flow | None = None,
+    ) -> None:
         self.flow, self.solver, self.sweep = flow, solver, sweep
         self.accelerator = accelerator
         self._counted = CountNFE(flow)
-        guided = sweep.guidance != 1
-        self._field = Guided(self._counted, sweep.guidance) if guided else self._counted
+        self._field = sweep.guidance.around(self._counted, path=flow.path, weak=weak)
         self.nfe = 0
 
     def draw(self, indices: range) -> tuple[Tensor, Tensor | None]:

@@ -74,6 +74,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 def one_line(row: Mapping[str, Any], primary: str) -> str:
     """A row as soon as it is known."""
     steps = f":{row['steps']}" if row.get("steps") else ""
+    steps += _grid(row)
     spread = row.get("spread", {}).get(primary)
     number = _number(row["metrics"].get(primary), spread)
     return f"{row['solver']}{steps}  {primary} {number}  ({row['seconds']:,.1f} s a set)"
@@ -82,12 +83,20 @@ def one_line(row: Mapping[str, Any], primary: str) -> str:
 def _of(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     spread = row.get("spread", {})
     return [
-        str(row.get("solver") or "stored"),
+        str(row.get("solver") or "stored") + _grid(row),
         str(row.get("steps") or ""),
         f"{row['nfe']:g}" if row.get("nfe") else "",
         *(_number(row["metrics"].get(n), spread.get(n)) for n in names),
         f"{row['seconds']:,.1f}",
     ]
+
+
+def _grid(row: Mapping[str, Any]) -> str:
+    """The grid where it does not go without saying; of one's own times, only that they are."""
+    grid = row.get("time_grid") or "uniform"
+    if grid in ("uniform", "adaptive"):
+        return ""
+    return ", own times" if grid.startswith("0,") else f", {grid}"
 
 
 def _number(value: float | None, spread: float | None) -> str:

@@ -87,6 +87,17 @@ class Guidance(Component):
         """Whether nothing is guided, so that one evaluation is enough."""
         return self.scale == 1
 
+    @property
+    def name(self) -> str:
+        """A few words for a protocol, e.g. "1.5" or "apg 2, cosine, t in [0.2, 0.8]"."""
+        parts = [f"{self.scale:g}" if self.method == "cfg" else f"{self.method} {self.scale:g}"]
+        if self.schedule != "constant":
+            parts.append(self.schedule)
+        if self.interval != ALWAYS:
+            parts.append(f"t in [{self.interval[0]:g}, {self.interval[1]:g}]")
+        parts += [f"{name} {value:g}" for name, value in self._options().items()]
+        return ", ".join(parts)
+
     def check(self, flow: Flow, weak: Flow | None = None) -> None:
         """Refuse what cannot be done with this flow.
 

@@ -180,18 +180,18 @@ GridConfig = Annotated[
 def parse_grid(text: str) -> GridConfig:
     """The grid that a short text names.
 
-    "uniform", "shifted:3", "edm:7" (rho), "logit_normal:0,1" (mean, std), or the times themselves,
-    "0,0.1,0.4,1".
+    "uniform", "shifted:3", "edm:7" (rho, or rho, sigma_min, sigma_max), "logit_normal:0,1" (mean,
+    std), or the times themselves, "0,0.1,0.4,1".
 
     Raises:
         ValueError: it cannot be read, or is no grid.
     """
     name, _, rest = text.partition(":")
-    makers: dict[str, tuple[int, Callable[..., GridConfig]]] = {
-        "uniform": (0, lambda: UniformGrid()),
-        "shifted": (1, lambda shift: ShiftedGrid(shift=shift)),
-        "edm": (1, lambda rho: EDMGrid(rho=rho)),
-        "logit_normal": (2, lambda mean, std: LogitNormalGrid(mean=mean, std=std)),
+    makers: dict[str, tuple[set[int], Callable[..., GridConfig]]] = {
+        "uniform": ({0}, lambda: UniformGrid()),
+        "shifted": ({1}, lambda shift: ShiftedGrid(shift=shift)),
+        "edm": ({1, 3}, _edm),
+        "logit_normal": ({2}, lambda mean, std: LogitNormalGrid(mean=mean, std=std)),
     }
     listed = rest if name in makers else text
     numbers: list[float] | None
@@ -201,12 +201,16 @@ def parse_grid(text: str) -> GridConfig:
         numbers = None
     if numbers and name not in makers:
         return ExplicitGrid(values=tuple(numbers))
-    if numbers is None or name not in makers or len(numbers) != makers[name][0]:
+    if numbers is None or name not in makers or len(numbers) not in makers[name][0]:
         raise ValueError(
             f"cannot read the time grid {text!r}; write uniform, shifted:3, edm:7,"
             " logit_normal:0,1, or the times themselves, e.g. 0,0.1,0.4,1"
         )
     return makers[name][1](*numbers)
+
+
+def _edm(rho: float, sigma_min: float = 0.002, sigma_max: float = 80.0) -> EDMGrid:
+    return EDMGrid(rho=rho, sigma_min=sigma_min, sigma_max=sigma_max)
 
 
 def _short(values: tuple[float, ...]) -> str:
