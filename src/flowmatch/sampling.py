@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowmatch.flow import Cond, Field, as_cond
 from flowmatch.randomness import keyed_generator
-from flowmatch.solvers import Heun, OnPath, Schedule, Solver, StepNoise, TimeField
+from flowmatch.solvers import GridSolver, Heun, OnPath, Schedule, Solver, StepNoise, TimeField
 from flowmatch.tensors import batch_time, send
 
 
@@ -52,12 +52,38 @@ def path_of(field: Field) -> Schedule | None:
     return None
 
 
+class Clock:
+    """`batch_time` that makes the tensors of known times in one go, each once.
+
+    A solver's times are known before it runs; making a tensor at every call would be a third of the
+    loop's cost, and on a GPU a kernel each.
+    """
+
+    def __init__(self, times: Sequence[float]) -> None:
+        self._times = times
+        self._rows: dict[float, Tensor] = {}
+        self._made_for: object = None
+
+    def __call__(self, t: float | Tensor, x: Tensor) -> Tensor:
+        if isinstance(t, Tensor):
+            return batch_time(t, x)
+        made_for = (x.shape[0], x.dtype, x.device)
+        if made_for != self._made_for:
+            wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+            table = send(torch.tensor(self._times, dtype=wide), x.device)
+            rows = table[:, None].repeat(1, x.shape[0]).unbind()
+            self._rows, self._made_for = dict(zip(self._times, rows, strict=True)), made_for
+        row = self._rows.get(t)
+        return batch_time(t, x) if row is None else row
+
+
 def bind(
     field: Field,
     cond: Cond | Tensor | None = None,
     *,
     path: Schedule | None = None,
     noise: StepNoise | None = None,
+    times: Sequence[float] = (),
 ) -> TimeField:
     """The `f(x, t)` that a solver integrates: `field` under a fixed condition.
 
@@ -66,11 +92,12 @@ def bind(
         cond: None, a mapping from names to tensors, or a bare label tensor [B].
         path: the affine path, for solvers that use it; None asks the field.
         noise: where a stochastic solver's noise comes from; None is torch's global generator.
+        times: at which `f` will be asked; only a matter of speed.
     """
-    cond = as_cond(cond)
+    cond, clock = as_cond(cond), Clock(times)
 
     def f(x: Tensor, t: float | Tensor) -> Tensor:
-        return field(x, batch_time(t, x), cond)
+        return field(x, clock(t, x), cond)
 
     path = path_of(field) if path is None else path
     if path is None:
@@ -109,4 +136,6 @@ def sample(
         ValueError: the solver needs the path and nobody knows it.
     """
     noise = step_noise(seeds, stream=stream) if seeds is not None else None
-    return solver.integrate(bind(field, cond, path=path, noise=noise), x0, t0=t0, t1=t1)
+    times = solver.times(t0, t1) if isinstance(solver, GridSolver) else ()
+    f = bind(field, cond, path=path, noise=noise, times=times)
+    return solver.integrate(f, x0, t0=t0, t1=t1)

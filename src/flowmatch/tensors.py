@@ -36,8 +36,8 @@ def batch_time(t: float | Tensor, x: Tensor) -> Tensor:
     """
     if not isinstance(t, Tensor):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return torch.full((len(x),), t, dtype=dtype, device=x.device)
-    if t.shape == x.shape[:1] and t.dtype in _WIDE and t.device == x.device:
+        return torch.full((x.shape[0],), t, dtype=dtype, device=x.device)
+    if t.ndim == 1 and t.shape[0] == x.shape[0] and t.dtype in _WIDE and t.device == x.device:
         return t  # the usual case, met at every evaluation of a network
     t = t.to(device=x.device, dtype=torch.promote_types(t.dtype, torch.float32))
     if t.ndim == 0:

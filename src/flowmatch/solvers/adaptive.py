@@ -217,8 +217,11 @@ def polynomial(rows: Sequence[Sequence[float]], k: list[Tensor], theta: Tensor) 
 
 def weighted(weights: Sequence[float], k: list[Tensor]) -> Tensor:
     """`sum_i w_i k_i`, without the terms that are zero."""
-    terms = [w * v for w, v in zip(weights, k, strict=False) if w != 0]
-    return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+    (first, stage), *rest = [(w, v) for w, v in zip(weights, k, strict=False) if w != 0]
+    total = stage * first
+    for w, v in rest:
+        total = total.add(v, alpha=w)
+    return total
 
 
 def rms(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from flowmatch.solvers.interpolation import lagrange_integrals
 from flowmatch.solvers.on_path import Point, Schedule, points, require_path
 from flowmatch.solvers.solver import GridSolver, TimeField
 
@@ -57,7 +58,7 @@ class Exponential(GridSolver, ABC):
         self, seen: list[tuple[Point, Tensor]], here: Point, x: Tensor, v: Tensor
     ) -> list[tuple[Point, Tensor]]:
         """The predictions so far with the one at `here`, if its place allows to use it later."""
-        if here.stands_still or here.alpha <= 0 or here.sigma <= 0:
+        if here.stands_still or here.sigma <= 0:
             return seen
         prediction = here.x1(x, v) if self.predicts == "x1" else here.x0(x, v)
         return [(here, prediction), *seen[: self.memory - 1]]
@@ -72,12 +73,17 @@ class Exponential(GridSolver, ABC):
         v: Tensor,
     ) -> Tensor:
         """The state at `end`."""
-        if not seen or seen[0][0] is not here:
+        nodes = [point for point, _ in seen]
+        if not seen or nodes[0] is not here or (self.predicts == "x0" and here.alpha <= 0):
             return here.jump(x, v, end)
         if len(seen) < 2 or end.sigma <= 0 or end.alpha <= 0:
             c, weights = self._first_order(here, end)
+        elif self.predicts == "x0" or nodes[-1].alpha > 0:
+            c, weights = self.weights(path, nodes, end)
+        elif len(seen) == 2:
+            c, weights = from_the_beginning(nodes, here, end)
         else:
-            c, weights = self.weights(path, [point for point, _ in seen], end)
+            c, weights = self.weights(path, nodes[:2], end)
         return combine(c, x, weights, [prediction for _, prediction in seen][: len(weights)])
 
     def _first_order(self, here: Point, end: Point) -> tuple[float, Sequence[float]]:
@@ -87,6 +93,19 @@ class Exponential(GridSolver, ABC):
             return c, (end.alpha - c * here.alpha,)
         c = end.alpha / here.alpha
         return c, (end.sigma - c * here.sigma,)
+
+
+def from_the_beginning(
+    seen: Sequence[Point], here: Point, end: Point
+) -> tuple[float, Sequence[float]]:
+    """The weights of a step from `here` to `end` by the polynomial in alpha/sigma through `seen`.
+
+    At t=0 the log SNR is infinite, but x / sigma is the integral of D over alpha / sigma, and that
+    is 0 there: so the very first prediction can be used as well.
+    """
+    ratios = [point.alpha / point.sigma for point in (*seen, here, end)]
+    weights = lagrange_integrals(ratios[:-2], ratios[-2], ratios[-1])
+    return end.sigma / here.sigma, [end.sigma * weight for weight in weights]
 
 
 def combine(c: float, x: Tensor, weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:

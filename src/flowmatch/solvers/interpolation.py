@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -21,16 +22,26 @@ def lagrange_integrals(
         nodes: distinct points, one or more.
         start, end: the range, usually beyond the nodes.
         density: the integral's weight at given points; None is 1.
-    Source: quadrature of Gauss and Legendre with 16 points, exact to degree 31.
+    Source: quadrature of Gauss and Legendre; without a density it is exact.
     """
-    at, weights = np.polynomial.legendre.leggauss(16)
-    u = (start + end) / 2 + (end - start) / 2 * at
-    weights = weights * (end - start) / 2
+    at, weights = _gauss_legendre(len(nodes) if density is None else 16)
+    middle, half = (start + end) / 2, (end - start) / 2
+    u = [middle + half * a for a in at]
+    values = [half * w for w in weights]
     if density is not None:
-        weights = weights * np.asarray(density(u.tolist()))
+        values = [value * d for value, d in zip(values, density(u), strict=True)]
     out = []
     for j, node in enumerate(nodes):
-        others = [other for i, other in enumerate(nodes) if i != j]
-        basis = np.prod([(u - other) / (node - other) for other in others], axis=0)
-        out.append(float((weights * basis).sum()))
+        basis = values
+        for i, other in enumerate(nodes):
+            if i != j:
+                basis = [b * (a - other) / (node - other) for a, b in zip(u, basis, strict=True)]
+        out.append(sum(basis))
     return out
+
+
+@cache
+def _gauss_legendre(count: int) -> tuple[list[float], list[float]]:
+    """Points and weights on [-1, 1], exact to degree `2 count - 1`."""
+    at, weights = np.polynomial.legendre.leggauss(count)
+    return at.tolist(), weights.tolist()

@@ -46,7 +46,8 @@ class Solver(Component, ABC):
 
     def integrate(self, f: TimeField, x: Tensor, *, t0: float = 0.0, t1: float = 1.0) -> Tensor:
         """The solution at `t1` that starts at `x` [B, *D] at `t0`."""
-        *_, (_, x) = self.trajectory(f, x, t0=t0, t1=t1)
+        for _, state in self.trajectory(f, x, t0=t0, t1=t1):
+            x = state  # a list of them all would keep each in memory
         return x
 
     def ends_at_data(self, t0: float, t1: float) -> bool:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
 
-import numpy as np
 from torch import Tensor
 
-from flowmatch.solvers.exponential import Exponential, combine
+from flowmatch.solvers.exponential import Exponential, combine, from_the_beginning
 from flowmatch.solvers.on_path import Point, Schedule, points, require_path
 from flowmatch.solvers.solver import TimeField
 
@@ -44,7 +43,11 @@ class UniPC(Exponential):
             v = f(x, here.t)
             now = self.remember(seen, here, x, v)
             if seen and now[0][0] is here:
-                c, weights = _unified([p for p, _ in seen], here, corrected=True)
+                nodes = [p for p, _ in seen]
+                if nodes[-1].alpha > 0:
+                    c, weights = _unified(nodes, here, corrected=True)
+                else:
+                    c, weights = from_the_beginning([*nodes, here], nodes[0], here)
                 new = now[0][1]
                 x = combine(c, start, weights, [*(d for _, d in seen), new])
             start, seen = x, now
@@ -52,7 +55,9 @@ class UniPC(Exponential):
             yield end.t, x
 
 
-def _unified(seen: Sequence[Point], end: Point, *, corrected: bool) -> tuple[float, list[float]]:
+def _unified(
+    seen: Sequence[Point], end: Point, *, corrected: bool
+) -> tuple[float, Sequence[float]]:
     """`c` and the weight of each prediction, newest first; `corrected`: then of that at `end` too.
 
     Source: Zhao et al. 2023, equations 3 and 9, for the data prediction as in appendix F.
@@ -63,12 +68,19 @@ def _unified(seen: Sequence[Point], end: Point, *, corrected: bool) -> tuple[flo
     order = len(ratios)
     total = -end.alpha * math.expm1(-h)
     if order == 1 and (corrected or len(seen) == 2):
-        rho = np.array([0.5])
+        rho = [0.5]
     else:
-        powers = np.array([[r**k for r in ratios] for k in range(order)])
-        rho = np.linalg.solve(powers, np.array(_moments(h, order)))
-    differences = [total * float(p) / r for p, r in zip(rho, ratios, strict=True)]
+        rho = _vandermonde(ratios, _moments(h, order))
+    differences = [total * p / r for p, r in zip(rho, ratios, strict=True)]
     return end.sigma / here.sigma, [total - sum(differences), *differences]
+
+
+def _vandermonde(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """`rho` with `sum_j rho_j nodes_j^k = moments_k`, one or two of them."""
+    if len(nodes) == 1:
+        return [moments[0]]
+    (p, q), (first, second) = nodes, moments
+    return [(q * first - second) / (q - p), (second - p * first) / (q - p)]
 
 
 def _moments(h: float, count: int) -> list[float]:
