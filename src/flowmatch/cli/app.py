@@ -16,11 +16,13 @@ from flowmatch.cli.arguments import normalise
 from flowmatch.cli.compare import compare
 from flowmatch.cli.evaluate import evaluate
 from flowmatch.cli.import_ import import_
+from flowmatch.cli.likelihood import likelihood
 from flowmatch.cli.look import look
 from flowmatch.cli.reference import reference
 from flowmatch.cli.report import report
 from flowmatch.cli.sample import sample
 from flowmatch.cli.train import train
+from flowmatch.cli.tune import tune
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,10 +48,12 @@ def _version(
 
 app.command()(train)
 app.command()(sample)
+app.command()(tune)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(reference)
 app.command()(report)
+app.command()(likelihood)
 app.command()(look)
 app.command("import")(import_)
 

@@ -1,0 +1,112 @@
+"""Restoration by projecting each data prediction onto the measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count, pairwise
+from typing import Literal
+
+from torch import Tensor
+
+from flowmatch.editing.operators import LinearOperator
+from flowmatch.editing.restoration import Denoiser, Noise, Restoration, midpoints
+from flowmatch.paths import AffinePath
+from flowmatch.tensors import batch_time, expand_like
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection(Restoration):
+    """Sample, and make every data prediction agree with the measurement on the way.
+
+        D = E[x1 | xt],   D' = D + A^T (A A^T + s^2 / r_t^2)^+ (y - A D),
+        xs = alpha(s) D' + sigma(s) (sqrt(1 - fresh^2) x0 + fresh n)
+
+    where x0 is the noise that `xt` and `D` imply and n is new. `r_t^2 = sigma^2 / (sigma^2 +
+    alpha^2)` is the variance of x1 given xt for data of variance 1; without noise in the
+    measurement `A D' = y` exactly. Walking a stretch of the way again from new noise (`resample`)
+    gives unknown pixels the time to agree with known ones.
+
+    Args:
+        steps: network evaluations of one walk, >= 1.
+        sigma_y: level of the measurement's noise, >= 0, in units of the image.
+        fresh: share of new noise at each step, in [0, 1]; 0 keeps to the ODE.
+        resample: how often each stretch is walked, >= 1.
+        jump: steps of a stretch, >= 1.
+    Raises:
+        ValueError: a value out of its range.
+    Source: Wang et al. 2023, "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space
+    Model", equations 13, 14 and algorithm 2; the ridge: Song et al. 2023, "Pseudoinverse-Guided
+    Diffusion Models", equation 7; resampling: Lugmayr et al. 2022, "RePaint", algorithm 1.
+    """
+
+    steps: int = 50
+    sigma_y: float = 0.0
+    fresh: float = 1.0
+    resample: int = 1
+    jump: int = 10
+    kind: Literal["projection"] = "projection"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "resample", "jump"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.fresh <= 1:
+            raise ValueError(f"fresh is a share in [0, 1], got {self.fresh}")
+        if not 0 <= self.sigma_y < float("inf"):
+            raise ValueError(f"sigma_y must be at least 0, got {self.sigma_y}")
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of a sample."""
+        return self.steps * self.resample
+
+    def restore(
+        self, denoise: Denoiser, y: Tensor, operator: LinearOperator, noise: Noise
+    ) -> Tensor:
+        grid = [*midpoints(self.steps), 1.0]
+        x1 = operator.pinv(y)
+        x = denoise.path.xt(noise.source(x1), x1, batch_time(grid[0], x1))
+        draw = count()
+        for first in range(0, self.steps, self.jump):
+            stretch = grid[first : first + self.jump + 1]
+            for walk in range(self.resample):
+                if walk > 0:
+                    new = noise.fresh(next(draw), x)
+                    x = back(denoise.path, x, stretch[-1], stretch[0], new)
+                for t, s in pairwise(stretch):
+                    x = self._step(denoise, x, y, operator, t, s, noise.fresh(next(draw), x))
+        return x
+
+    def _step(
+        self,
+        denoise: Denoiser,
+        x: Tensor,
+        y: Tensor,
+        operator: LinearOperator,
+        t: float,
+        s: float,
+        new: Tensor,
+    ) -> Tensor:
+        """From `x` at t to the next time s, `A` of its data prediction made to agree with y."""
+        path, time = denoise.path, batch_time(t, x)
+        alpha, sigma = float(path.alpha(time[0])), float(path.sigma(time[0]))
+        variance = sigma**2 / (sigma**2 + alpha**2)
+        x1 = denoise(x, t)
+        x0 = path.convert(x1, x, time, source="x1", to="x0")
+        x1 = x1 + operator.pinv(y - operator(x1), ridge=self.sigma_y**2 / variance)
+        x0 = (1 - self.fresh**2) ** 0.5 * x0 + self.fresh * new
+        return path.xt(x0, x1, batch_time(s, x))
+
+
+def back(path: AffinePath, x: Tensor, t: float, s: float, new: Tensor) -> Tensor:
+    """A sample at t carried back to s < t by the path's own noise `new`, [B, *D].
+
+        xs = alpha(s)/alpha(t) xt + sqrt(sigma(s)^2 - (alpha(s)/alpha(t))^2 sigma(t)^2) n
+
+    Source: Lugmayr et al. 2022, algorithm 1, line 10, for any affine path.
+    """
+    t_, s_ = batch_time(t, x), batch_time(s, x)
+    ratio = path.alpha(s_) / path.alpha(t_)
+    variance = path.sigma(s_) ** 2 - ratio**2 * path.sigma(t_) ** 2
+    std = variance.clamp(min=0).sqrt()
+    return (expand_like(ratio, x) * x + expand_like(std, x) * new).to(x.dtype)
