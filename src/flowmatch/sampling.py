@@ -136,6 +136,6 @@ def sample(
         ValueError: the solver needs the path and nobody knows it.
     """
     noise = step_noise(seeds, stream=stream) if seeds is not None else None
-    times = solver.times(t0, t1) if isinstance(solver, GridSolver) else ()
+    times = solver.asked(t0, t1) if isinstance(solver, GridSolver) else ()
     f = bind(field, cond, path=path, noise=noise, times=times)
     return solver.integrate(f, x0, t0=t0, t1=t1)

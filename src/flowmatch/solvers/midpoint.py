@@ -17,6 +17,7 @@ class Midpoint(FixedStep):
     kind: Literal["midpoint"] = "midpoint"
     order: ClassVar[int] = 2
     stages: ClassVar[int] = 2
+    nodes: ClassVar[tuple[float, ...]] = (1 / 2,)
 
     def step(self, f: TimeField, x: Tensor, t: float, s: float) -> Tensor:
         h = s - t

@@ -17,9 +17,10 @@ class Ralston(FixedStep):
     kind: Literal["ralston"] = "ralston"
     order: ClassVar[int] = 2
     stages: ClassVar[int] = 2
+    nodes: ClassVar[tuple[float, ...]] = (2 / 3,)
 
     def step(self, f: TimeField, x: Tensor, t: float, s: float) -> Tensor:
         h = s - t
         k1 = f(x, t)
         k2 = f(x.add(k1, alpha=2 / 3 * h), t + 2 / 3 * h)
-        return x.add(k1 + 3 * k2, alpha=h / 4)
+        return x.add(k1, alpha=h / 4).add(k2, alpha=3 / 4 * h)

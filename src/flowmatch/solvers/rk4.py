@@ -17,6 +17,7 @@ class RK4(FixedStep):
     kind: Literal["rk4"] = "rk4"
     order: ClassVar[int] = 4
     stages: ClassVar[int] = 4
+    nodes: ClassVar[tuple[float, ...]] = (1 / 2,)
 
     def step(self, f: TimeField, x: Tensor, t: float, s: float) -> Tensor:
         h = s - t
@@ -24,4 +25,4 @@ class RK4(FixedStep):
         k2 = f(x.add(k1, alpha=h / 2), t + h / 2)
         k3 = f(x.add(k2, alpha=h / 2), t + h / 2)
         k4 = f(x.add(k3, alpha=h), s)
-        return x.add(k1 + 2 * (k2 + k3) + k4, alpha=h / 6)
+        return x.add(k1 + k4, alpha=h / 6).add(k2 + k3, alpha=h / 3)

@@ -70,6 +70,8 @@ class GridSolver(Solver, ABC):
     order: ClassVar[int]
     stages: ClassVar[int]
     """Field calls of a step."""
+    nodes: ClassVar[tuple[float, ...]] = ()
+    """Where within a step the field is asked, as shares of it, besides at its ends."""
     extra: ClassVar[int] = 0
     """Field calls of one integration beyond those of its steps."""
 
@@ -86,6 +88,11 @@ class GridSolver(Solver, ABC):
     def times(self, t0: float = 0.0, t1: float = 1.0) -> list[float]:
         """The `steps + 1` times from `t0` to `t1`; both ends are exact."""
         return self.grid.between(t0, t1, self.steps)
+
+    def asked(self, t0: float = 0.0, t1: float = 1.0) -> list[float]:
+        """The times that the field will be asked at, so that they can be made ready together."""
+        times = self.times(t0, t1)
+        return [*times, *(t + c * (s - t) for t, s in pairwise(times) for c in self.nodes)]
 
 
 @dataclass(frozen=True, kw_only=True)
