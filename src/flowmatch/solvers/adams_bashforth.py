@@ -36,7 +36,7 @@ class AdamsBashforth(GridSolver, ABC):
             seen = [(t, v), *seen[: self.order - 1]]
             if safe and s == t1:
                 x = x.add(v, alpha=s - t)
-            elif len(seen) == 1 and self.extra:  # of third order, so no Euler step may come first
+            elif len(seen) == 1 and self.extra and self.steps > 1:  # of third order, so no Euler step may come first
                 half = (s - t) / 2
                 x = x.add(f(x.add(v, alpha=half), t + half), alpha=s - t)
             else:
@@ -61,3 +61,7 @@ class AB3(AdamsBashforth):
     kind: Literal["ab3"] = "ab3"
     order: ClassVar[int] = 3
     extra: ClassVar[int] = Midpoint.stages - 1
+
+    @property
+    def nfe(self) -> int:
+        return super().nfe if self.steps > 1 else 1  # a single step is Euler's
