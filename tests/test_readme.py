@@ -100,8 +100,10 @@ def test_links_and_pictures_exist():
 SCRIPTS = {
     "examples/toys.py": ["--steps", "5"],
     "benchmarks/train_step.py": ["--rounds", "2", "--batch", "2"],
-    "benchmarks/sampler.py": ["--rounds", "2", "--batch", "2"],
+    "benchmarks/sampler.py": ["--rounds", "2", "--batch", "2", "--steps", "2", "--loop-steps", "4"],
+    "benchmarks/solvers.py": ["--samples", "20", "--nfe", "2", "4", "--picture", "/dev/null"],
     "benchmarks/evaluation.py": ["--images", "100", "--samples", "20", "--nfe", "2"],
+    "benchmarks/output.py": ["--images", "200", "--rounds", "2"],
 }
 
 

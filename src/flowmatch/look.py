@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from flowmatch.config import Config
 from flowmatch.data import Dataset
-from flowmatch.flow import Flow
-from flowmatch.pictures import figure_image, image_grid
+from flowmatch.pictures import (
+    figure_image,
+    image_frames,
+    image_grid,
+    save_animation,
+    states_over_time,
+)
 from flowmatch.runs import load, open_run
 from flowmatch.sampling import bind, noise, sample
 from flowmatch.tensors import sum_flat, to_uint8
@@ -53,7 +57,9 @@ def look(run_dir: Path, out_dir: Path, *, seed: int = 0, rows: int = 8) -> list[
         if picture is not None:
             picture.save(out_dir / name)
             paths.append(out_dir / name)
-    _gif(flow, config, x0, labels, columns, out_dir / "trajectory.gif")
+    states = states_over_time(config.sample.solver, bind(flow, labels), x0)
+    frames = image_frames(states, columns=columns, smallest=_CELL)
+    save_animation(frames, out_dir / "trajectory.gif")
     return [*paths, out_dir / "trajectory.gif"]
 
 
@@ -98,21 +104,6 @@ def _distances(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     squared = sum_flat(a**2)[:, None] - 2 * a @ b.T + sum_flat(b**2)[None]
     nearest, index = squared.clamp(min=0).min(1)
     return (nearest / a.shape[1]).sqrt(), index
-
-
-def _gif(
-    flow: Flow, config: Config, x0: Tensor, labels: Tensor | None, columns: int, path: Path
-) -> None:
-    """Noise becoming images, about forty frames and a rest on the last."""
-    states = [x0]
-    with torch.no_grad():
-        for _, x in config.sample.solver.trajectory(bind(flow, labels), x0):
-            states.append(x)
-    pick = np.unique(np.linspace(0, len(states) - 1, 40).round().astype(int))
-    grids = (image_grid(to_uint8(states[i]), columns=columns, smallest=_CELL) for i in pick)
-    frames = [grid.convert("P") for grid in grids]
-    times = [60] * (len(frames) - 1) + [1500]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
 
 
 def _loss_curve(run_dir: Path) -> Image.Image | None:

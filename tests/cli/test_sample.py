@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import flowmatch as fm
+from flowmatch.evaluation.stored import load_stored
 from flowmatch.tensors import to_uint8
 
 
@@ -121,7 +122,64 @@ def test_class_and_guidance(flowmatch, trained, tmp_path):
     arguments = ("--n_samples", 2, "--class", 7, "--guidance", 2, "--save_dir", tmp_path / "a")
     assert flowmatch("sample", trained, *arguments)[0] == 0
     record = json.loads((tmp_path / "a/sampling.json").read_text())
-    assert (record["label"], record["guidance"], record["nfe"]) == (7, 2.0, 8)
+    assert (record["label"], record["guidance"]["scale"], record["nfe"]) == (7, 2.0, 8)
+
+
+def test_exactly_these_seeds(flowmatch, trained, tmp_path):
+    out = ("--save_dir", tmp_path / "a")
+    assert flowmatch("sample", trained, "--seeds", "17,3,4-5", *out)[0] == 0
+    names = ["00003.png", "00004.png", "00005.png", "00017.png"]
+    assert sorted(images(tmp_path / "a")) == names
+    record = json.loads((tmp_path / "a/sampling.json").read_text())
+    assert (record["seeds"], record["count"]) == ("3-5,17", 4)
+    flowmatch("sample", trained, "--n_samples", 6, "--save_dir", tmp_path / "b")
+    pixels = [np.asarray(Image.open(tmp_path / d / "00005.png")).astype(int) for d in "ab"]
+    assert abs(pixels[0] - pixels[1]).max() <= 1
+    assert flowmatch("sample", trained, "--n_samples", 4, "--seeds", "0-3", *out)[0] == 0
+    record = json.loads((tmp_path / "a/sampling.json").read_text())
+    assert (record["seeds"], record["count"]) == ("0-5,17", 7)
+
+
+def test_classes_in_turn(flowmatch, trained, tmp_path):
+    out = ("--seeds", "4-9", "--format", "npz", "--save_dir")
+    for classes, labels in (("0,3,7", [3, 7, 0, 3, 7, 0]), ("all", [4, 5, 6, 7, 8, 9])):
+        assert flowmatch("sample", trained, *out, tmp_path / classes, "--classes", classes)[0] == 0
+        with np.load(tmp_path / classes / "samples.npz") as archive:
+            assert archive["labels"].tolist() == labels
+            assert archive["seeds"].tolist() == [4, 5, 6, 7, 8, 9]
+    flowmatch("sample", trained, "--n_samples", 5, "--classes", "0,3", "--save_dir", tmp_path / "p")
+    assert load_stored(tmp_path / "p").labels.tolist() == [0, 3, 0, 3, 0]
+
+
+def test_every_flag_at_once(flowmatch, trained, tmp_path):
+    arguments = ("sample", trained, "--n_samples", 12, "--save_dir", tmp_path / "a")
+    arguments += ("--format", "webdataset", "--shard-size", 5, "--bspp", "auto")
+    arguments += ("--guidance", 1.5, "--guidance-interval", "0.1,0.9", "--trajectory", "gif")
+    arguments += ("--guidance-schedule", "linear", "--autoguide", "model")
+    code, out, err = flowmatch(*arguments)
+    assert code == 0, err
+    assert "(--bspp auto)" in out
+    names = {p.name for p in (tmp_path / "a").iterdir()}
+    shards = {f"shard-00000{i}.tar" for i in range(3)}
+    assert names == shards | {"contact-sheet.png", "sampling.json", "trajectory.gif"}
+    record = json.loads((tmp_path / "a/sampling.json").read_text())
+    assert record["guidance"]["interval"] == [0.1, 0.9]
+    assert record["autoguide"] not in (None, record["weights"])
+    assert record["nfe"] == 7  # Heun in two steps: at 0 one, at 0.5, 0.5 and 0.75 two each
+    before = {p.name: p.read_bytes() for p in (tmp_path / "a").glob("*.tar")}
+    assert flowmatch(*arguments)[0] == 0
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").glob("*.tar")} == before
+    assert json.loads((tmp_path / "a/sampling.json").read_text())["nfe"] == 7
+
+
+def test_autoguidance_by_another_checkpoint(flowmatch, trained, tmp_path):
+    arguments = ("sample", trained, "--n_samples", 2, "--guidance", 2, "--autoguide")
+    weak = trained / "ckpt/step0000003"
+    assert flowmatch(*arguments, weak, "--save_dir", tmp_path / "a")[0] == 0
+    assert json.loads((tmp_path / "a/sampling.json").read_text())["nfe"] == 8
+    code, _, err = flowmatch(*arguments, tmp_path / "no", "--save_dir", tmp_path / "b")
+    assert code == 2
+    assert "is no run directory" in err
 
 
 def test_overrides(flowmatch, trained, tmp_path):
@@ -146,7 +204,7 @@ MISTAKES = {
     "steps": (["--n_samples", "1", "--sampling_steps", "0"], "at least 1 step"),
     "solver": (
         ["--n_samples", "1", "--sampling_method", "eular"],
-        "did you mean euler? Known: euler, midpoint, heun, rk4, dopri5",
+        "did you mean euler? Known: euler, midpoint, heun",
     ),
     "class": (["--n_samples", "1", "--class", "10"], "outside the model's classes 0 to 9"),
     "adaptive": (
@@ -154,6 +212,37 @@ MISTAKES = {
         "chooses its own steps",
     ),
     "guidance": (["--n_samples", "1", "--guidance", "nan"], "finite number"),
+    "batch word": (["--n_samples", "1", "--bspp", "big"], "a number or auto, got 'big'"),
+    "neither": ([], "--n_samples N, or which: --seeds"),
+    "both": (["--n_samples", "2", "--seeds", "4"], "--n_samples 2 and --seeds 4 disagree"),
+    "twice": (["--seeds", "4,3-5"], "--seeds names 4 twice"),
+    "reversed": (["--seeds", "9-3"], "range 9-3 reversed"),
+    "garbage": (["--seeds", "x"], "--seeds cannot read 'x'"),
+    "classes": (["--n_samples", "1", "--classes", "3,10"], "outside the model's classes 0 to 9"),
+    "one or several": (["--n_samples", "1", "--class", "1", "--classes", "all"], "not both"),
+    "shards": (["--n_samples", "1", "--shard-size", "5"], "is for --format webdataset, not png"),
+    "no shard": (
+        ["--n_samples", "1", "--shard-size", "0", "--format", "webdataset"],
+        "--shard-size must be at least 1",
+    ),
+    "interval": (["--n_samples", "1", "--guidance-interval", "1"], "is two times, e.g. 0.2,0.8"),
+    "backward": (
+        ["--n_samples", "1", "--guidance", "2", "--guidance-interval", "0.8,0.2"],
+        "0 <= lo < hi <= 1",
+    ),
+    "method alone": (["--n_samples", "1", "--guidance-method", "apg"], "scale 1 is off"),
+    "weak alone": (["--n_samples", "1", "--autoguide", "model"], "with --autoguide"),
+    "weak and apg": (
+        [
+            *("--n_samples", "1", "--guidance", "2"),
+            *("--autoguide", "model", "--guidance-method", "apg"),
+        ],
+        "does not use a weak model",
+    ),
+    "grid": (
+        ["--n_samples", "1", "--sampling_method", "dopri5", "--compile", "grid"],
+        "use --compile step",
+    ),
     "two doors": (["--n_samples", "1", "-c", "x.yaml"], "not both"),
 }
 
@@ -231,6 +320,51 @@ def test_points_go_to_an_npz(flowmatch, tmp_path):
     code, _, err = flowmatch(*out)
     assert code == 2
     assert "--format npz" in err
+    code, _, err = flowmatch(*out, "--format", "npz", "--classes", "all")
+    assert code == 2
+    assert "takes no class label" in err
     assert flowmatch(*out, "--format", "npz")[0] == 0
     assert np.load(tmp_path / "a/samples.npz")["samples"].shape == (10, 2)
     assert (tmp_path / "a/contact-sheet.png").is_file()
+
+
+def test_auto_is_what_tune_found(flowmatch, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    draw = ("sample", tmp_path / "run", "--n_samples", 2, "--sampling_method", "auto")
+    code, _, err = flowmatch(*draw, "--save_dir", tmp_path / "a")
+    assert (code, "make one with `flowmatch tune" in err) == (2, True)
+    tune = ("tune", tmp_path / "run", "--num-samples", 4, "--reference-steps", 8)
+    for nfe in (2, 4):
+        assert flowmatch(*tune, "--nfe", nfe, "--solvers", "heun,unipc")[0] == 0
+    code, _, err = flowmatch(*draw, "--save_dir", tmp_path / "a")
+    assert (code, "tuned for 2, 4 evaluations; say which" in err) == (2, True)
+    assert flowmatch(*draw, "--nfe", 4, "--save_dir", tmp_path / "a")[0] == 0
+    record = json.loads((tmp_path / "a/sampling.json").read_text())
+    tuned = json.loads((tmp_path / "run/tuned.json").read_text())["4"]["solver"]
+    assert record["nfe"] == 4
+    assert record["solver"]["kind"] == tuned["kind"]
+    for wrong, message in (
+        (("--nfe", 4, "--sampling_steps", 3), "say the budget with --nfe"),
+        (("--nfe", 4, "--grid", "edm:7"), "say the budget with --nfe"),
+        (
+            ("--nfe", 4, "--guidance", 2, "--autoguide", "model"),
+            "nothing is tuned for autoguidance",
+        ),
+    ):
+        code, _, err = flowmatch(*draw, *wrong, "--save_dir", tmp_path / "b")
+        assert (code, message in err) == (2, True), err
+    code, _, err = flowmatch(
+        *("sample", trained, "--n_samples", 2, "--nfe", 4, "--save_dir", tmp_path / "b")
+    )
+    assert (code, "--nfe is the budget" in err) == (2, True)
+
+
+def test_a_grid_from_the_command_line(flowmatch, trained, tmp_path):
+    draw = ("sample", trained, "--n_samples", 2, "--save_dir", tmp_path / "a")
+    grid = ("--sampling_method", "unipc", "--grid", "0,0.2,0.5,1")
+    assert flowmatch(*draw, *grid)[0] == 0
+    record = json.loads((tmp_path / "a/sampling.json").read_text())
+    assert record["nfe"] == 3
+    assert record["solver"]["grid"]["values"] == [0, 0.2, 0.5, 1]
+    for wrong in ("0.1,1", "0,0.5,0.4,1", "bent"):
+        assert flowmatch(*draw, "--grid", wrong)[0] == 2

@@ -134,7 +134,9 @@ def evaluate(
         )
     if grid is not None and not solvers:
         raise ValueError("--grid is for the rows that --solvers names; give --solvers")
-    chosen = parse_solvers(solvers or [], subject, guidance=guided, grid=grid)
+    chosen = parse_solvers(
+        solvers or [], subject, guidance=guided, autoguided=autoguide is not None, grid=grid
+    )
     if json_file is not None and json_file.exists():
         read_document(json_file)  # refused now rather than after the work
     request = Request(reference, features, feature_weights, resize_reference)

@@ -135,6 +135,7 @@ def tuned_solver(
     *,
     nfe: int | None,
     guidance: Guidance,
+    autoguided: bool,
     weights_hash: str | None = None,
 ) -> SolverConfig:
     """The solver that `auto` stands for.
@@ -146,11 +147,18 @@ def tuned_solver(
 
     if run_dir is None:
         raise ValueError("auto uses what `flowmatch tune RUN_DIR` found; give a run directory")
+    if autoguided:
+        raise ValueError("nothing is tuned for autoguidance; name a solver instead of auto")
     return read_tuned(Path(run_dir), nfe=nfe, guidance=guidance, weights_hash=weights_hash)
 
 
 def parse_solvers(
-    specs: Sequence[str], run_dir: str | Path, *, guidance: Guidance, grid: str | None = None
+    specs: Sequence[str],
+    run_dir: str | Path,
+    *,
+    guidance: Guidance,
+    autoguided: bool = False,
+    grid: str | None = None,
 ) -> list[AnySolver]:
     """The solvers of a table: "heun:5,50", "dopri5", or "auto:10" for the run's tuned ones.
 
@@ -175,5 +183,5 @@ def parse_solvers(
             raise ValueError(f"cannot read {spec!r}; write auto, or auto:4,10 for budgets")
         for word in budgets.split(",") if budgets else [None]:
             nfe = int(word) if word is not None else None
-            found.append(tuned_solver(run_dir, nfe=nfe, guidance=guidance))
+            found.append(tuned_solver(run_dir, nfe=nfe, guidance=guidance, autoguided=autoguided))
     return list(dict.fromkeys(found))

@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from flowmatch.cli.options import (
+    Autoguide,
+    GuidanceInterval,
+    GuidanceMethod,
+    GuidanceSchedule,
+    Scale,
+    TimeGrid,
+    choose_solver,
+    guidance_of,
+    tuned_solver,
+    weak_model,
+)
+
 if TYPE_CHECKING:
-    from flowmatch.solvers import SolverConfig
+    from flowmatch.config import Config
 
 
 def sample(
-    n_samples: Annotated[
-        int, typer.Option("--n_samples", "--n-samples", help="Number of samples.")
-    ],
     save_dir: Annotated[
         Path, typer.Option("--save_dir", "--save-dir", help="Folder for the samples.")
     ],
@@ -26,6 +36,14 @@ def sample(
             " config.",
             show_default=False,
         ),
+    ] = None,
+    n_samples: Annotated[
+        int | None,
+        typer.Option("--n_samples", "--n-samples", help="Number of samples: 0 to N-1."),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", help="Exactly these samples instead, e.g. 5,17,100-131."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option("-c", "--config", help="Config, together with --weights.")
@@ -47,22 +65,63 @@ def sample(
         typer.Option(
             "--sampling_method",
             "--sampling-method",
-            help="Solver: euler, midpoint, heun, rk4, dopri5."
+            help="Solver: euler, heun, dpmpp_2m, unipc, dopri5, ancestral, ... (any other name"
+            " lists all); auto is what `tune` chose."
             "  [default: euler; with RUN_DIR, the run's own]",
         ),
     ] = None,
-    bspp: Annotated[int, typer.Option("--bspp", help="Batch size of each process.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", help="Sample i depends on (seed, i).")] = 8888,
-    label: Annotated[
+    grid: TimeGrid = None,
+    nfe: Annotated[
         int | None,
-        typer.Option("--class", help="Class of all samples.  [default: every class in turn]"),
+        typer.Option("--nfe", help="The budget of auto.  [default: the only one tuned for]"),
     ] = None,
-    guidance: Annotated[
-        float, typer.Option("--guidance", help="Classifier-free guidance scale; 1 is off.")
-    ] = 1.0,
+    bspp: Annotated[
+        str,
+        typer.Option(
+            "--bspp",
+            metavar="N|auto",
+            help="Batch size of each process; auto finds the fastest on a CPU, the largest that"
+            " fits on a GPU.",
+        ),
+    ] = "100",
+    seed: Annotated[int, typer.Option("--seed", help="Sample i depends on (seed, i).")] = 8888,
+    label: Annotated[int | None, typer.Option("--class", help="Class of all samples.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            metavar="all|LIST",
+            help="Classes to deal in turn: all, or e.g. 0,3,7.  [default: all]",
+        ),
+    ] = None,
+    guidance: Scale = 1.0,
+    guidance_method: GuidanceMethod = "cfg",
+    guidance_interval: GuidanceInterval = "0,1",
+    guidance_schedule: GuidanceSchedule = "constant",
+    autoguide: Autoguide = None,
     format: Annotated[
-        Literal["png", "npz"], typer.Option("--format", help="One PNG an image, or one npz.")
+        Literal["png", "npz", "webdataset"],
+        typer.Option("--format", help="One PNG an image, one npz, or tar files."),
     ] = "png",
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            "--shard-size", "--shard_size", help="Samples of a webdataset shard.  [default: 1000]"
+        ),
+    ] = None,
+    trajectory: Annotated[
+        Literal["gif", "mp4"] | None,
+        typer.Option("--trajectory", help="Animate how the first samples come about."),
+    ] = None,
+    compile: Annotated[
+        Literal["off", "step", "grid"],
+        typer.Option(
+            "--compile",
+            help="Compile the network (step: seconds once, pays from some thousand samples on), or"
+            " the whole integration as one graph (grid: minutes that grow with the evaluations;"
+            " pays for few steps and a hundred thousand samples). Changes only the last bits.",
+        ),
+    ] = "off",
     mixed_precision: Annotated[
         Literal["no", "fp16", "bf16"],
         typer.Option("-mp", "--mixed_precision", "--mixed-precision", help="Precision."),
@@ -70,66 +129,99 @@ def sample(
 ) -> None:
     """Draw samples: from RUN_DIR, or from -c CONFIG and --weights WEIGHTS."""
     from flowmatch.cli.train import PRECISIONS
-    from flowmatch.config import load_config
-    from flowmatch.generation import SampleJob, generate
-    from flowmatch.runs import load_flow, open_run
+    from flowmatch.generation import SampleJob, generate, parse_seeds
+    from flowmatch.runs import load_flow
     from flowmatch.training.checkpoint import hash_weights
     from flowmatch.training.distributed import describe, start_processes
 
-    overrides = [word for word in words or [] if "=" in word]
-    run_dirs = [word for word in words or [] if "=" not in word]
+    wanted = parse_seeds(seeds, n_samples)
+    run_dir, settings, weights = _model(words or [], config, weights)
+    flow = load_flow(settings, weights)
+    weights_hash = hash_weights(weights)
+    guided = guidance_of(guidance, guidance_method, guidance_interval, guidance_schedule)
+    if sampling_method == "auto":
+        if sampling_steps is not None or grid is not None:
+            raise ValueError("auto has steps and a grid of its own; say the budget with --nfe")
+        solver = tuned_solver(
+            run_dir,
+            nfe=nfe,
+            guidance=guided,
+            autoguided=autoguide is not None,
+            weights_hash=weights_hash,
+        )
+    elif nfe is not None:
+        raise ValueError("--nfe is the budget of --sampling_method auto; else --sampling_steps")
+    else:
+        default = settings.sample.solver if run_dir is not None else None
+        solver = choose_solver(sampling_method, sampling_steps, default, grid=grid)
+    if shard_size is not None and format != "webdataset":
+        raise ValueError(f"--shard-size is for --format webdataset, not {format}")
+    weak, weak_hash = weak_model(autoguide, weights)
+    accelerator = start_processes(PRECISIONS[mixed_precision])  # type: ignore[arg-type]
+    job = SampleJob(
+        seeds=wanted,
+        save_dir=save_dir,
+        solver=solver,
+        batch=_batch(bspp),
+        stream=seed,
+        classes=_classes(label, classes, flow.num_classes),
+        guidance=guided,
+        format=format,
+        trajectory=trajectory,
+        compile=compile,
+        weights_hash=weights_hash,
+        weak_hash=weak_hash,
+        **({} if shard_size is None else {"shard_size": shard_size}),
+    )
+    say = print if accelerator.is_main_process else None
+    record = generate(flow, job, accelerator, weak=weak, say=say)
+    if accelerator.is_main_process:
+        print(describe(accelerator))
+        spent = "" if record["nfe"] is None else f" {record['nfe']:g} evaluations a sample,"
+        print(
+            f"{len(wanted):,} samples in {save_dir} ({solver.kind},{spent}"
+            f" {record['seconds']:.1f} s); see {save_dir / 'contact-sheet.png'}"
+        )
+    accelerator.end_training()
+
+
+def _model(
+    words: list[str], config: Path | None, weights: Path | None
+) -> tuple[str | None, Config, Path]:
+    """The run directory if there is one, the config and the weights file, by either door."""
+    from flowmatch.config import load_config
+    from flowmatch.runs import WEIGHT_FILES, open_run
+
+    overrides = [word for word in words if "=" in word]
+    run_dirs = [word for word in words if "=" not in word]
     if len(run_dirs) > 1:
         raise ValueError(f"give one run directory, got {', '.join(run_dirs)}")
     if run_dirs and (config or weights):
         raise ValueError("give a run directory, or -c CONFIG and --weights WEIGHTS; not both")
     if run_dirs:
         settings, folder = open_run(run_dirs[0], overrides=overrides)
-        weights = folder / "model_ema.safetensors"
-        solver = choose_solver(sampling_method, sampling_steps, settings.sample.solver)
-    elif config is not None and weights is not None:
-        settings = load_config(config, overrides)
-        solver = choose_solver(sampling_method, sampling_steps, None)
-    else:
+        return run_dirs[0], settings, folder / WEIGHT_FILES["ema"]
+    if config is None or weights is None:
         raise ValueError("sample needs a run directory, or -c CONFIG and --weights WEIGHTS")
-    flow = load_flow(settings, weights)
-    accelerator = start_processes(PRECISIONS[mixed_precision])  # type: ignore[arg-type]
-    job = SampleJob(
-        count=n_samples,
-        save_dir=save_dir,
-        solver=solver,
-        batch=bspp,
-        seed=seed,
-        label=label,
-        guidance=guidance,
-        format=format,
-        weights_hash=hash_weights(weights),
-    )
-    record = generate(flow, job, accelerator)
-    if accelerator.is_main_process:
-        print(describe(accelerator))
-        print(
-            f"{n_samples:,} samples in {save_dir} ({solver.kind}, {record['nfe']:g} evaluations"
-            f" a sample, {record['seconds']:.1f} s); see {save_dir / 'contact-sheet.png'}"
-        )
-    accelerator.end_training()
+    return None, load_config(config, overrides), weights
 
 
-def choose_solver(
-    method: str | None, steps: int | None, default: SolverConfig | None
-) -> SolverConfig:
-    """The solver that the flags name; what they leave open is the default's, or 100 steps.
+def _classes(
+    label: int | None, classes: str | None, num_classes: int | None
+) -> tuple[int, ...] | None:
+    from flowmatch.generation import parse_classes
 
-    Raises:
-        ValueError: no such solver (lists those that exist), or steps for an adaptive one.
-    """
-    import dataclasses
+    if label is not None and classes is not None:
+        raise ValueError("give --class for one class or --classes for several; not both")
+    if classes is not None:
+        return parse_classes(classes, num_classes)
+    return None if label is None else (label,)
 
-    from flowmatch.solvers import Dopri5, by_name
 
-    if default is None or method not in (None, default.kind):
-        default = by_name(method or "euler")()
-    if steps is None:
-        return default
-    if isinstance(default, Dopri5):
-        raise ValueError(f"{default.kind} chooses its own steps; leave out --sampling_steps")
-    return dataclasses.replace(default, steps=steps)
+def _batch(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--bspp is a number or auto, got {text!r}") from None

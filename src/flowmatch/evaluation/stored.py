@@ -118,7 +118,9 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 
 def _classes_of(files: Sequence[str], record: dict[str, Any]) -> list[int] | None:
-    """The classes that our own samples were asked for: one for all, or every class in turn."""
+    """The classes that our own samples were asked for: one for all, or some in turn."""
+    if dealt := record.get("dealt"):
+        return [dealt[int(f.split(".")[0]) % len(dealt)] for f in files]
     classes, label = record.get("classes"), record.get("label")
     if classes is None:
         return None

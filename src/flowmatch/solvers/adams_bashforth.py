@@ -36,7 +36,7 @@ class AdamsBashforth(GridSolver, ABC):
             seen = [(t, v), *seen[: self.order - 1]]
             if safe and s == t1:
                 x = x.add(v, alpha=s - t)
-            elif len(seen) == 1 and self.extra and self.steps > 1:  # of third order, so no Euler step may come first
+            elif len(seen) == 1 and self.extra and self.steps > 1:  # an Euler step costs an order
                 half = (s - t) / 2
                 x = x.add(f(x.add(v, alpha=half), t + half), alpha=s - t)
             else:

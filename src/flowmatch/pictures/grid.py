@@ -1,11 +1,9 @@
-"""Pictures to look at: grids of images, scatter plots of points."""
+"""Grids of images."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -39,27 +37,3 @@ def image_grid(
 def columns_for(num_classes: int | None) -> int | None:
     """Columns of a grid of samples whose classes come in turn: one a class, if they are few."""
     return num_classes if num_classes is not None and num_classes <= 20 else None
-
-
-def scatter(points: Tensor, *, labels: Tensor | None = None, size: int = 512) -> Image.Image:
-    """Points [N, D] as a square picture of their first two coordinates."""
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(size / 100, size / 100), dpi=100)
-    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96), xticks=[], yticks=[])
-    xy = points.float().cpu().numpy()
-    style = {} if labels is None else {"c": labels.cpu().numpy(), "cmap": "tab10"}
-    axes.scatter(xy[:, 0], xy[:, 1], s=2, alpha=0.5, **style)
-    axes.set_aspect("equal", adjustable="datalim")
-    picture = figure_image(figure)
-    plt.close(figure)
-    return picture
-
-
-def figure_image(figure: Any) -> Image.Image:
-    """A matplotlib figure as a picture, whatever the display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

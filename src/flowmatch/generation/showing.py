@@ -1,0 +1,63 @@
+"""Pictures of a job's first samples: the contact sheet, and how they came about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from flowmatch.generation.drawing import Drawer
+from flowmatch.pictures import (
+    columns_for,
+    image_frames,
+    image_grid,
+    point_frames,
+    save_animation,
+    scatter,
+    states_over_time,
+)
+
+SHOWN = 100
+"""Samples on a contact sheet."""
+_MOVING = 64
+_PIXELS = 2**20
+"""An animation shows fewer samples rather than more pixels than this."""
+_POINTS = 1000
+_CELL = 40
+
+
+def contact_sheet(first: Tensor, drawer: Drawer) -> Image.Image:
+    """The first samples, as they were kept, in one picture."""
+    images = first.ndim == 4
+    return image_grid(first, columns=_columns(drawer)) if images else scatter(first.flatten(1))
+
+
+def save_trajectory(drawer: Drawer, path: Path) -> None:
+    """Draw the first samples again and keep their way from noise, as GIF or MP4."""
+    job, shape = drawer.job, drawer.shape
+    images = len(shape) == 3
+    count = min(_MOVING, max(1, _PIXELS // (shape[1] * shape[2]))) if images else _POINTS
+    seeds = list(job.seeds[:count])
+    x0, cond = drawer.start(seeds)
+    with drawer.precision():
+        states = states_over_time(job.solver, drawer.time_field(seeds, cond), x0)
+    if images:
+        frames = image_frames(states, columns=_columns(drawer), smallest=_CELL)
+    else:
+        labels = None if cond is None else cond["label"]
+        frames = point_frames(states, labels=labels)
+    save_animation(frames, path)
+
+
+def _columns(drawer: Drawer) -> int | None:
+    """Columns that hold one class each, where the samples take the classes in turn from the first.
+
+    Of few classes, each has several.
+    """
+    job = drawer.job
+    dealt = job.classes or range(drawer.num_classes or 0)
+    first = job.seeds[:SHOWN]
+    if len(dealt) < 2 or list(first) != list(range(len(first))):
+        return None
+    return columns_for(len(dealt) * max(1, 10 // len(dealt)))
