@@ -22,10 +22,10 @@ demo: install
 	$(BIN)/flowmatch report $(RUN)
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-all: install
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
 lint: install
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ import typer
 from flowmatch import __version__
 from flowmatch.cli.arguments import normalise
 from flowmatch.cli.compare import compare
+from flowmatch.cli.edit import edit
 from flowmatch.cli.evaluate import evaluate
 from flowmatch.cli.import_ import import_
 from flowmatch.cli.likelihood import likelihood
@@ -40,7 +41,7 @@ def _version(
         bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Train, sample, evaluate and look at flow-matching generative models."""
+    """Train, sample, tune, evaluate and use flow-matching generative models."""
     if version:
         print(__version__)
         raise typer.Exit
@@ -54,6 +55,7 @@ app.command()(compare)
 app.command()(reference)
 app.command()(report)
 app.command()(likelihood)
+app.command()(edit)
 app.command()(look)
 app.command("import")(import_)
 

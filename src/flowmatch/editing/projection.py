@@ -39,7 +39,7 @@ class Projection(Restoration):
     Diffusion Models", equation 7; resampling: Lugmayr et al. 2022, "RePaint", algorithm 1.
     """
 
-    steps: int = 50
+    steps: int = 100
     sigma_y: float = 0.0
     fresh: float = 1.0
     resample: int = 1

@@ -17,6 +17,7 @@ from flowmatch.metrics.memorisation import memorisation as memorisation
 from flowmatch.metrics.moments import Moments as Moments
 from flowmatch.metrics.neighbours import Nearest as Nearest
 from flowmatch.metrics.neighbours import nearest as nearest
+from flowmatch.metrics.psnr import psnr as psnr
 from flowmatch.metrics.transport import curvature as curvature
 from flowmatch.metrics.transport import path_energy as path_energy
 from flowmatch.metrics.transport import straightness as straightness
