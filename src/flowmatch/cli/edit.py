@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from flowmatch.cli.options import WhichCheckpoint, WhichWeights, one_process
+
 
 def edit(
     task: Annotated[
@@ -96,16 +98,12 @@ def edit(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Image i depends on (seed, i).")] = 0,
     bspp: Annotated[int, typer.Option("--bspp", help="Batch size.")] = 64,
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", metavar="latest|best|PATH", help="Which checkpoint.")
-    ] = "latest",
-    weights: Annotated[
-        Literal["ema", "model"], typer.Option("--weights", help="Averaged, or as trained.")
-    ] = "ema",
+    checkpoint: WhichCheckpoint = "latest",
+    weights: WhichWeights = "ema",
 ) -> None:
     """Edit images with a run's model: fill in, enlarge, deblur, colour, vary, interpolate."""
     from flowmatch.edits import EditJob, edit_run, parse_box, summary
-    from flowmatch.training.distributed import describe, start_processes
+    from flowmatch.training.distributed import describe
 
     job = EditJob(
         task=task,
@@ -124,9 +122,7 @@ def edit(
         label=label,
         batch=bspp,
     )
-    accelerator = start_processes()
-    if accelerator.num_processes > 1:
-        raise ValueError("edit runs in one process; start it without a launcher")
+    accelerator = one_process("edit")
     print(describe(accelerator))
     record = edit_run(
         run_dir,

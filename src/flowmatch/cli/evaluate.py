@@ -12,8 +12,11 @@ from flowmatch.cli.options import (
     GuidanceInterval,
     GuidanceMethod,
     GuidanceSchedule,
+    Precision,
     Scale,
     TimeGrid,
+    WhichCheckpoint,
+    WhichWeights,
     guidance_of,
     parse_solvers,
     weak_model,
@@ -80,12 +83,8 @@ def evaluate(
         bool,
         typer.Option("--resize-reference", help="Resize a reference of another resolution."),
     ] = False,
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", metavar="latest|best|PATH", help="Which checkpoint.")
-    ] = "latest",
-    weights: Annotated[
-        Literal["ema", "model"], typer.Option("--weights", help="Averaged, or as trained.")
-    ] = "ema",
+    checkpoint: WhichCheckpoint = "latest",
+    weights: WhichWeights = "ema",
     grid: TimeGrid = None,
     guidance: Scale = 1.0,
     guidance_method: GuidanceMethod = "cfg",
@@ -98,10 +97,7 @@ def evaluate(
         bool,
         typer.Option("--compile", help="Compile the network first: pays for long sweeps."),
     ] = False,
-    mixed_precision: Annotated[
-        Literal["no", "fp16", "bf16"],
-        typer.Option("-mp", "--mixed_precision", "--mixed-precision", help="Precision."),
-    ] = "no",
+    mixed_precision: Precision = "no",
 ) -> None:
     """Measure a run, or stored samples, against a reference: table, picture and JSON."""
     from flowmatch.cli.train import PRECISIONS

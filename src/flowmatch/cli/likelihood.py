@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from flowmatch.cli.options import WhichCheckpoint, WhichWeights, one_process
+
 
 def likelihood(
     words: Annotated[
@@ -52,12 +54,8 @@ def likelihood(
         Path | None,
         typer.Option("--json", help="Where the JSON goes.  [default: RUN_DIR/likelihood/]"),
     ] = None,
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", metavar="latest|best|PATH", help="Which checkpoint.")
-    ] = "latest",
-    weights: Annotated[
-        Literal["ema", "model"], typer.Option("--weights", help="Averaged, or as trained.")
-    ] = "ema",
+    checkpoint: WhichCheckpoint = "latest",
+    weights: WhichWeights = "ema",
     seed: Annotated[int, typer.Option("--seed", help="Of probes and dequantisation.")] = 0,
     bspp: Annotated[int, typer.Option("--bspp", help="Batch size.")] = 100,
 ) -> None:
@@ -74,7 +72,7 @@ def likelihood(
     from flowmatch.room import require_writable
     from flowmatch.runs import WEIGHT_FILES, check_labels, load_flow, model_facts, open_run
     from flowmatch.solvers import parse
-    from flowmatch.training.distributed import describe, start_processes
+    from flowmatch.training.distributed import describe
 
     overrides = [word for word in words if "=" in word]
     run_dirs = [Path(word) for word in words if "=" not in word]
@@ -100,9 +98,7 @@ def likelihood(
         t0=t0,
         t1=t1,
     )
-    accelerator = start_processes()
-    if accelerator.num_processes > 1:
-        raise ValueError("the likelihood is computed by one process; start it without a launcher")
+    accelerator = one_process("likelihood")
     settings, folder = open_run(run_dirs[0], checkpoint, overrides=overrides)
     dataset = settings.data.build(split)
     check_labels(settings, dataset.num_classes)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from flowmatch.flow import Flow
     from flowmatch.guidance import Guidance
     from flowmatch.solvers import AnySolver, SolverConfig
@@ -44,6 +46,31 @@ TimeGrid = Annotated[
         " 0,0.1,0.4,1.  [default: the solver's own]",
     ),
 ]
+
+WhichCheckpoint = Annotated[
+    str, typer.Option("--checkpoint", metavar="latest|best|PATH", help="Which checkpoint.")
+]
+WhichWeights = Annotated[
+    Literal["ema", "model"], typer.Option("--weights", help="Averaged, or as trained.")
+]
+Precision = Annotated[
+    Literal["no", "fp16", "bf16"],
+    typer.Option("-mp", "--mixed_precision", "--mixed-precision", help="Precision."),
+]
+
+
+def one_process(command: str) -> Accelerator:
+    """The device of a command that does not share its work.
+
+    Raises:
+        ValueError: it was started on several processes.
+    """
+    from flowmatch.training.distributed import start_processes
+
+    accelerator = start_processes()
+    if accelerator.num_processes > 1:
+        raise ValueError(f"{command} runs in one process; start it without a launcher")
+    return accelerator
 
 
 def guidance_of(scale: float, method: Method, interval: str, schedule: Schedule) -> Guidance:

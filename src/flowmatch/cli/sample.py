@@ -12,6 +12,7 @@ from flowmatch.cli.options import (
     GuidanceInterval,
     GuidanceMethod,
     GuidanceSchedule,
+    Precision,
     Scale,
     TimeGrid,
     choose_solver,
@@ -122,10 +123,7 @@ def sample(
             " pays for few steps and a hundred thousand samples). Changes only the last bits.",
         ),
     ] = "off",
-    mixed_precision: Annotated[
-        Literal["no", "fp16", "bf16"],
-        typer.Option("-mp", "--mixed_precision", "--mixed-precision", help="Precision."),
-    ] = "no",
+    mixed_precision: Precision = "no",
 ) -> None:
     """Draw samples: from RUN_DIR, or from -c CONFIG and --weights WEIGHTS."""
     from flowmatch.cli.train import PRECISIONS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,10 @@ from flowmatch.cli.options import (
     GuidanceMethod,
     GuidanceSchedule,
     Scale,
+    WhichCheckpoint,
+    WhichWeights,
     guidance_of,
+    one_process,
 )
 
 
@@ -54,12 +57,8 @@ def tune(
             "  [default: 10 times --nfe, at least 100]",
         ),
     ] = None,
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", metavar="latest|best|PATH", help="Which checkpoint.")
-    ] = "latest",
-    weights: Annotated[
-        Literal["ema", "model"], typer.Option("--weights", help="Averaged, or as trained.")
-    ] = "ema",
+    checkpoint: WhichCheckpoint = "latest",
+    weights: WhichWeights = "ema",
     seed: Annotated[int, typer.Option("--seed", help="Sample i depends on (seed, i).")] = 0,
     bspp: Annotated[int, typer.Option("--bspp", help="Batch size.")] = 100,
 ) -> None:
@@ -68,7 +67,7 @@ def tune(
     Deterministic solvers on fixed grids compete for the ends of finely solved trajectories. The
     best, with times fitted freely, goes to RUN_DIR/tuned.json.
     """
-    from flowmatch.training.distributed import describe, start_processes
+    from flowmatch.training.distributed import describe
     from flowmatch.tuned import FILE, TuneJob, tune_run
     from flowmatch.tuning import as_table
 
@@ -81,9 +80,7 @@ def tune(
         seed=seed,
         batch=bspp,
     )
-    accelerator = start_processes()
-    if accelerator.num_processes > 1:
-        raise ValueError("tune runs in one process; start it without a launcher")
+    accelerator = one_process("tune")
     print(describe(accelerator))
     found = tune_run(
         run_dir, job, checkpoint=checkpoint, weights=weights, device=accelerator.device
