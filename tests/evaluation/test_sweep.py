@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowmatch.evaluation.document import Document
-from flowmatch.evaluation.protocol import sentence
+from flowmatch.evaluation.protocol import grid_in_words, sentence
 from flowmatch.evaluation.stored import Stored
 from flowmatch.evaluation.sweep import (
     StoredSamples,
@@ -16,9 +16,9 @@ from flowmatch.evaluation.sweep import (
     solver_facts,
     transport,
 )
-from flowmatch.evaluation.table import as_table, notes
+from flowmatch.evaluation.table import as_table, notes, one_line
 from flowmatch.flow import Flow
-from flowmatch.solvers import Dopri5, Euler, Heun, parse
+from flowmatch.solvers import Dopri5, Euler, ExplicitGrid, Heun, ShiftedGrid, parse
 
 PROTOCOL = {
     "features": {
@@ -211,3 +211,18 @@ def test_path_energy_and_straightness_of_quarter_circles():
     assert found["path_energy"] == pytest.approx(energy, rel=0.2)
     chord = 2 / (math.pi / 2) ** 2  # |chord|^2 over energy of a quarter circle
     assert found["straightness"] / found["path_energy"] == pytest.approx(1 - chord, abs=0.01)
+
+
+def test_a_grid_stands_in_the_table_and_tuned_rows_make_one_line():
+    plain = solver_facts(Heun(steps=2))
+    shifted = solver_facts(Heun(steps=2, grid=ShiftedGrid(shift=3.0)))
+    own = solver_facts(Heun(steps=2, grid=ExplicitGrid(values=(0.0, 0.4, 1.0))))
+    assert [grid_in_words(f["time_grid"]) for f in (plain, shifted, own)] == [
+        None,
+        "shifted:3",
+        "own times",
+    ]
+    assert own["time_grid"] == "0,0.4,1"
+    row = {"metrics": {"fd": 1.0}, "seconds": 2.0, "nfe": 4}
+    assert one_line(own | row, "fd") == "heun:2, own times  fd 1  (2.0 s a set)"
+    assert one_line(plain | row, "fd") == "heun:2  fd 1  (2.0 s a set)"

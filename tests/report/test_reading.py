@@ -69,13 +69,15 @@ def test_rows_that_differ_have_names_that_differ():
     rows = [
         Row({}, "heun", 5, time_grid="uniform", safe_end=True),
         Row({}, "heun", 5, time_grid="uniform", safe_end=False),
-        Row({}, "heun", 5, time_grid="karras", safe_end=True),
+        Row({}, "heun", 5, time_grid="edm:7,0.002,80", safe_end=True),
+        Row({}, "heun", 2, time_grid="0,0.4,1", safe_end=True),
         Row({}, "dopri5", time_grid="adaptive", options={"rtol": 1e-5, "max_steps": 100}),
     ]
     assert [row.name for row in rows] == [
         "heun, 5 steps",
         "heun (bare end), 5 steps",
-        "heun (karras grid), 5 steps",
+        "heun (edm:7,0.002,80), 5 steps",
+        "heun (own times), 2 steps",
         "dopri5 (rtol 1e-05)",
     ]
 

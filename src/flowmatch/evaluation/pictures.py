@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from flowmatch.evaluation.extraction import SampleSet
+from flowmatch.evaluation.protocol import OWN_TIMES, grid_in_words
 from flowmatch.pictures import columns_for, figure_image, image_grid
 
 _SHOWN = 100
@@ -18,6 +19,16 @@ _SHOWN = 100
 def sample_grid(samples: SampleSet, num_classes: int | None) -> Image.Image:
     """The first hundred samples of a set, one class a column where there are few."""
     return image_grid(samples.samples[:_SHOWN], columns=columns_for(num_classes))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """The line that a row is a point of; solvers on times of their own, as tuned, make one."""
+    grid = grid_in_words(row.get("time_grid"))
+    if grid == OWN_TIMES:
+        return OWN_TIMES
+    told = [grid] if grid else []
+    told += ["bare end"] if row.get("safe_end") is False else []
+    return f"{row['solver']} ({', '.join(told)})" if told else str(row["solver"])
 
 
 def quality_against_nfe(document: Mapping[str, Any], primary: str) -> Image.Image | None:
@@ -35,13 +46,11 @@ def quality_against_nfe(document: Mapping[str, Any], primary: str) -> Image.Imag
     for row in rows:
         value = row["metrics"].get(metric)
         if value is not None and math.isfinite(value) and row.get("nfe"):
-            bare = " (bare end)" if row.get("safe_end") is False else ""
-            lines[f"{row['solver']}{bare}"].append(
-                (row["nfe"], value, row.get("spread", {}).get(metric, 0))
-            )
+            lines[_line(row)].append((row["nfe"], value, row.get("spread", {}).get(metric, 0)))
     if not lines:
         return None
     figure, axes = plt.subplots(figsize=(7, 4.5), dpi=120)
+    axes.set_prop_cycle(color=plt.get_cmap("tab10" if len(lines) <= 10 else "tab20").colors)
     for name, points in lines.items():
         nfe, value, spread = zip(*sorted(points), strict=True)
         axes.errorbar(nfe, value, yerr=spread, marker="o", ms=4, capsize=3, lw=1.5, label=name)

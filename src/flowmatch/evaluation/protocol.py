@@ -79,6 +79,16 @@ def _solver(row: Mapping[str, Any] | None) -> str | None:
     return f"{row['solver']}{steps}, {row['time_grid']} grid{end}, {row['nfe']:g} NFE"
 
 
+OWN_TIMES = "own times"
+
+
+def grid_in_words(grid: str | None) -> str | None:
+    """A time grid where it does not go without saying; of one's own times, only that they are."""
+    if grid in (None, "uniform", "adaptive"):
+        return None
+    return OWN_TIMES if grid.startswith("0,") else grid
+
+
 def _guidance(guidance: float | str | None) -> str | None:
     if guidance is None:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowmatch.evaluation.glossary import headed
-from flowmatch.evaluation.protocol import sentence
+from flowmatch.evaluation.protocol import grid_in_words, sentence
 
 _PRINTED = (
     "fid",
@@ -92,11 +92,8 @@ def _of(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _grid(row: Mapping[str, Any]) -> str:
-    """The grid where it does not go without saying; of one's own times, only that they are."""
-    grid = row.get("time_grid") or "uniform"
-    if grid in ("uniform", "adaptive"):
-        return ""
-    return ", own times" if grid.startswith("0,") else f", {grid}"
+    words = grid_in_words(row.get("time_grid"))
+    return f", {words}" if words else ""
 
 
 def _number(value: float | None, spread: float | None) -> str:

@@ -14,6 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from flowmatch.config import Config, load_config
+from flowmatch.evaluation.protocol import grid_in_words
 from flowmatch.training.checkpoint import Checkpoints, read_state
 from flowmatch.training.tracking import read_metrics
 
@@ -50,7 +51,8 @@ class Row:
     @property
     def method(self) -> str:
         """`heun`, `heun (bare end)`, `dopri5 (rtol 1e-05)`; images of a folder are `stored`."""
-        told = [] if self.time_grid in (None, "uniform", "adaptive") else [f"{self.time_grid} grid"]
+        grid = grid_in_words(self.time_grid)
+        told = [grid] if grid else []
         told += ["bare end"] if self.safe_end is False else []
         options = self.options or {}
         told += [f"{name} {options[name]}" for name in ("rtol", "atol") if name in options]
