@@ -16,14 +16,20 @@ import torch
 import flowmatch
 
 
-def alternate(work: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, list[float]]:
+def alternate(
+    work: dict[str, Callable[[], None]], *, rounds: int, warm: bool = False
+) -> dict[str, list[float]]:
     """Seconds of each piece of work, in turns: A B C A B C ..., after one round of warm-up.
 
-    Taking turns makes ratios trustworthy on a machine whose speed drifts.
+    Taking turns makes ratios trustworthy on a machine whose speed drifts. `warm` runs each piece
+    once more, untimed, before it is timed: pieces of a millisecond otherwise pay for the caches
+    that the one before has filled.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(rounds + 1):
         for name, do in work.items():
+            if warm:
+                do()
             began = time.perf_counter()
             do()
             if torch.cuda.is_available():

@@ -105,7 +105,7 @@ def fixed_steps(x0: Tensor, peers: list[Peer], steps: int, rounds: int) -> dict[
     for peer in peers:
         work[peer.name] = lambda peer=peer: peer.run(model, x0, times)
         calls[peer.name] = peer.calls(steps)
-    seconds = alternate(work, rounds=rounds)
+    seconds = alternate(work, rounds=rounds, warm=True)
     outside = {
         name: [
             (all_ - bare * calls[name] / (4 * steps)) / steps * 1e6
@@ -133,7 +133,7 @@ def adaptive_steps(x0: Tensor, peers: list[AdaptivePeer], rounds: int) -> dict[s
         network.calls = 0
         do()
         calls[name] = network.calls
-    seconds = alternate(work, rounds=rounds)
+    seconds = alternate(work, rounds=rounds, warm=True)
     outside = {
         name: [
             (all_ / calls[name] - bare / calls["bare"]) * 1e6

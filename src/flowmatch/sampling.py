@@ -11,7 +11,7 @@ from torch import Tensor
 from flowmatch.flow import Cond, Field, as_cond
 from flowmatch.randomness import keyed_generator
 from flowmatch.solvers import GridSolver, Heun, OnPath, Schedule, Solver, StepNoise, TimeField
-from flowmatch.tensors import batch_time, send
+from flowmatch.tensors import batch_time, send, time_dtype
 
 
 def noise(seeds: Iterable[int], shape: tuple[int, ...], *, stream: int = 0) -> Tensor:
@@ -52,29 +52,14 @@ def path_of(field: Field) -> Schedule | None:
     return None
 
 
-class Clock:
-    """`batch_time` that makes the tensors of known times in one go, each once.
+def batch_times(times: Sequence[float], x: Tensor) -> dict[float, Tensor]:
+    """`batch_time` of many times at once, by time.
 
     A solver's times are known before it runs; making a tensor at every call would be a third of the
     loop's cost, and on a GPU a kernel each.
     """
-
-    def __init__(self, times: Sequence[float]) -> None:
-        self._times = times
-        self._rows: dict[float, Tensor] = {}
-        self._made_for: object = None
-
-    def __call__(self, t: float | Tensor, x: Tensor) -> Tensor:
-        if isinstance(t, Tensor):
-            return batch_time(t, x)
-        made_for = (x.shape[0], x.dtype, x.device)
-        if made_for != self._made_for:
-            wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-            table = send(torch.tensor(self._times, dtype=wide), x.device)
-            rows = table[:, None].repeat(1, x.shape[0]).unbind()
-            self._rows, self._made_for = dict(zip(self._times, rows, strict=True)), made_for
-        row = self._rows.get(t)
-        return batch_time(t, x) if row is None else row
+    table = send(torch.tensor(times, dtype=time_dtype(x)), x.device)
+    return dict(zip(times, table[:, None].repeat(1, len(x)).unbind(), strict=True))
 
 
 def bind(
@@ -83,7 +68,6 @@ def bind(
     *,
     path: Schedule | None = None,
     noise: StepNoise | None = None,
-    times: Sequence[float] = (),
 ) -> TimeField:
     """The `f(x, t)` that a solver integrates: `field` under a fixed condition.
 
@@ -92,17 +76,25 @@ def bind(
         cond: None, a mapping from names to tensors, or a bare label tensor [B].
         path: the affine path, for solvers that use it; None asks the field.
         noise: where a stochastic solver's noise comes from; None is torch's global generator.
-        times: at which `f` will be asked; only a matter of speed.
     """
-    cond, clock = as_cond(cond), Clock(times)
+    return _on_path(_timed(field, as_cond(cond), {}), field, path, noise)
 
+
+def _timed(field: Field, cond: Cond | None, ready: dict[float, Tensor]) -> TimeField:
     def f(x: Tensor, t: float | Tensor) -> Tensor:
-        return field(x, clock(t, x), cond)
+        row = ready.get(t) if type(t) is float else None
+        if row is None or row.shape[0] != x.shape[0]:
+            row = batch_time(t, x)
+        return field(x, row, cond)
 
+    return f
+
+
+def _on_path(
+    f: TimeField, field: Field, path: Schedule | None, noise: StepNoise | None
+) -> TimeField:
     path = path_of(field) if path is None else path
-    if path is None:
-        return f
-    return OnPath(f, path, noise or (lambda k, x: torch.randn_like(x)))
+    return f if path is None else OnPath(f, path, noise or (lambda k, x: torch.randn_like(x)))
 
 
 @torch.no_grad()
@@ -135,7 +127,9 @@ def sample(
     Raises:
         ValueError: the solver needs the path and nobody knows it.
     """
-    noise = step_noise(seeds, stream=stream) if seeds is not None else None
     times = solver.asked(t0, t1) if isinstance(solver, GridSolver) else ()
-    f = bind(field, cond, path=path, noise=noise, times=times)
+    f = _timed(field, as_cond(cond), batch_times(times, x0))
+    if solver.needs_path:  # a layer around f that the others need not pay for
+        noise = step_noise(seeds, stream=stream) if seeds is not None else None
+        f = _on_path(f, field, path, noise)
     return solver.integrate(f, x0, t0=t0, t1=t1)

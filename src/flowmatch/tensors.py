@@ -21,6 +21,14 @@ def mean_flat(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
+def time_dtype(x: Tensor) -> torch.dtype:
+    """The type of the times that a field gets with `x`: float64 with a float64 `x`, else float32.
+
+    bf16 cannot tell 0.998 from 1.
+    """
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 _WIDE = (torch.float32, torch.float64)
 
 
@@ -29,14 +37,12 @@ def batch_time(t: float | Tensor, x: Tensor) -> Tensor:
 
     Args:
         t: a number, a 0-d tensor or a [B] tensor.
-        x: the batch that the time belongs to. A float64 `x` makes the time float64; a bf16 `x`
-            leaves it float32, since bf16 cannot tell 0.998 from 1.
+        x: the batch that the time belongs to; `time_dtype` says which type a number gets.
     Raises:
         ValueError: `t` has another length than the batch.
     """
     if not isinstance(t, Tensor):
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return torch.full((x.shape[0],), t, dtype=dtype, device=x.device)
+        return torch.full((x.shape[0],), t, dtype=time_dtype(x), device=x.device)
     if t.ndim == 1 and t.shape[0] == x.shape[0] and t.dtype in _WIDE and t.device == x.device:
         return t  # the usual case, met at every evaluation of a network
     t = t.to(device=x.device, dtype=torch.promote_types(t.dtype, torch.float32))

@@ -2,36 +2,74 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from flowmatch.solvers.solver import Solver, Stalled, TimeField
-from flowmatch.tensors import batch_time, expand_like, mean_flat
+from flowmatch.tensors import time_dtype
+
+Numbers = npt.NDArray[np.float64]
+"""One number a sample, on the host: [B]."""
+
+
+class Sum(NamedTuple):
+    """`lead * (k[first] + sum_i w_i k_i)`: a weighted sum of stages, ready to be computed."""
+
+    lead: float
+    first: int
+    second: tuple[int, float] | None
+    rest: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def of(cls, weights: Sequence[float]) -> Sum:
+        """The sum with these weights of the first stages, without the terms that are zero."""
+        (first, lead), *others = [(i, w) for i, w in enumerate(weights) if w != 0]
+        rest = tuple((i, w / lead) for i, w in others)
+        return cls(lead, first, rest[0] if rest else None, rest[1:])
+
+    def over_lead(self, k: list[Tensor]) -> Tensor:
+        """The sum of the stages `k` divided by `lead`: an operation a term, less one."""
+        if self.second is None:
+            return k[self.first]
+        i, w = self.second
+        total = k[self.first].add(k[i], alpha=w)
+        for i, w in self.rest:
+            total.add_(k[i], alpha=w)
+        return total
+
+    def times(self, h: Tensor, x: Tensor, k: list[Tensor]) -> Tensor:
+        """`x + h * sum`."""
+        return torch.addcmul(x, h, self.over_lead(k), value=self.lead)
 
 
 class Tableau(NamedTuple):
     """An explicit method whose last stage is the first of the next step."""
 
-    nodes: Sequence[float]
-    """Of the stages after the first; the last is 1."""
-    stages: Sequence[Sequence[float]]
-    """Row i gives stage i + 1 from those before; the last row gives the new state."""
+    nodes: Numbers
+    """Of the stages after the first, [number, 1]; the last is 1."""
+    stages: Sequence[Sum]
+    """Number i gives stage i + 1 from those before; the last gives the new state."""
+    errors: Sequence[Sum]
+    """The new state less that of each embedded method."""
 
 
 class Step(NamedTuple):
     """What one tried step of size `h` [B] from `t` [B] found; Euler's has one stage."""
 
-    t: Tensor
-    h: Tensor
+    t: Numbers
+    h: Numbers
     x: Tensor
     x_new: Tensor
     k: list[Tensor]
-    accepted: Tensor
+    accepted: npt.NDArray[np.bool_]
 
 
 Moved = tuple[float, Tensor, Step]
@@ -73,12 +111,12 @@ class Adaptive(Solver, ABC):
     def tableau(self) -> Tableau:
         """The method's coefficients."""
 
-    @abstractmethod
-    def error(self, k: list[Tensor], step: Tensor, scale: Tensor) -> Tensor:
-        """The local error over its tolerance, [B]: stages `k`, step sizes and `scale` [B, *D]."""
+    def norm(self, errors: list[Numbers]) -> Numbers:
+        """The local error over its tolerance, from that of each embedded method."""
+        return errors[0]
 
     @abstractmethod
-    def interpolate(self, f: TimeField, step: Step, theta: Tensor) -> Tensor:
+    def interpolate(self, f: TimeField, step: Step, theta: Numbers) -> Tensor:
         """The state at `t + theta h` within a step, theta [B] in [0, 1]: dense output."""
 
     def trajectory(
@@ -105,18 +143,19 @@ class Adaptive(Solver, ABC):
             raise ValueError(f"dense output is wanted between t={t0:g} and t={t1:g}, got {times}")
         out = x.expand(len(times), *x.shape).clone()
         for _, _, step in self._moves(f, x, t0, t1):
+            moving = step.accepted & (step.h != 0)
             for row, t in enumerate(times):
-                theta = (t - step.t) / torch.where(step.h == 0, 1, step.h)
-                inside = step.accepted & (theta > 0) & (theta <= 1) & (step.h != 0)
-                if bool(inside.any()):
-                    state = self._within(f, step, theta.clamp(0, 1))
-                    out[row] = torch.where(expand_like(inside, x), state, out[row])
+                theta = (t - step.t) / np.where(step.h == 0, 1, step.h)
+                inside = moving & (theta > 0) & (theta <= 1)
+                if inside.any():
+                    state = self._within(f, step, theta.clip(0, 1))
+                    out[row] = torch.where(like(inside, x), state, out[row])
         return out
 
-    def _within(self, f: TimeField, step: Step, theta: Tensor) -> Tensor:
+    def _within(self, f: TimeField, step: Step, theta: Numbers) -> Tensor:
         if len(step.k) > 1:
             return self.interpolate(f, step, theta)
-        return step.x + expand_like(theta * step.h, step.x).to(step.x.dtype) * step.k[0]
+        return torch.addcmul(step.x, like(theta * step.h, step.x, step.x.dtype), step.k[0])
 
     def _stop(self, t0: float, t1: float) -> float:
         """Where the adaptive steps end."""
@@ -127,103 +166,121 @@ class Adaptive(Solver, ABC):
         for t, x, step in self._adaptive(f, x, t0, stop):  # noqa: B020
             yield t, x, step
         if stop != t1:
-            start, h = batch_time(stop, x), batch_time(t1 - stop, x)
+            start, h = np.full(len(x), stop), np.full(len(x), t1 - stop)
             v = f(x, stop)
             end = x.add(v, alpha=t1 - stop)
-            yield t1, end, Step(start, h, x, end, [v], torch.ones_like(start, dtype=torch.bool))
+            yield t1, end, Step(start, h, x, end, [v], np.full(len(x), True))
 
     def _adaptive(self, f: TimeField, x: Tensor, t0: float, t1: float) -> Iterator[Moved]:
-        t = batch_time(t0, x).clone()
-        resolution = 10 * torch.finfo(t.dtype).eps
+        resolution = 10 * torch.finfo(time_dtype(x)).eps
+        earlier = np.minimum if t1 > t0 else np.maximum  # of two times: further from t1
         tableau = self.tableau()
-        k1 = f(x, t)
+        t, slowest = np.full(len(x), float(t0)), t0
+        k1 = f(x, t0)
         h = self._first_step(f, x, t, k1, t1 - t0)
-        last_error = torch.ones_like(h)
+        last_error = np.ones_like(h)
         for _ in range(self.max_steps):
-            left = t1 - t
-            if not bool(left.any()):
+            if slowest == t1 or not len(x):
                 return
-            final = h.abs() >= left.abs()
-            h = torch.where(final, left, h)
-            x_new, k = self._try(tableau, f, x, t, h, k1)
-            error = self._scaled_error(k, h, x, x_new)
-            accept = error <= 1
-            tried = Step(t, h, x, x_new, k, accept)
-            t = torch.where(accept, torch.where(final, t1, t + h), t)
-            keep = expand_like(accept, x)
-            x, k1 = torch.where(keep, x_new, x), torch.where(keep, k[-1], k1)
-            slowest = t.min() if t1 > t0 else t.max()
-            yield float(slowest), x, tried
-            # a NaN error (f overflowed) counts as a very large one
-            error = error.nan_to_num(1e10, posinf=1e10).clamp(1e-10, 1e10)
-            damping = torch.where(accept, last_error ** (0.4 / self.order), 1.0)
-            growth = 0.9 * error ** (-0.7 / self.order) * damping
-            h = h * torch.where(accept, growth, growth.clamp(max=0.9)).clamp(0.2, 10.0)
-            last_error = torch.where(accept, error, last_error)
-            stuck = (h.abs() < resolution) & (t != t1)
-            if bool(stuck.any()):
-                self._give_up("its step fell below the resolution of time", t, error, stuck)
-        if bool((t != t1).any()):
+            left = t1 - t
+            h = earlier(h, left)
+            x_new, k, error = self._try(tableau, f, x, t, h, k1)
+            tried = Step(t, h, x, x_new, k, error <= 1)
+            arrived = np.where(h == left, t1, t + h)
+            growth = 0.9 * error ** (-0.7 / self.order)
+            damped = growth * last_error ** (0.4 / self.order)
+            if tried.accepted.all():
+                x, k1, t, last_error, growth = x_new, k[-1], arrived, error, damped
+            else:
+                accept, keep = tried.accepted, like(tried.accepted, x)
+                x, k1 = torch.where(keep, x_new, x), torch.where(keep, k[-1], k1)
+                t, last_error = np.where(accept, arrived, t), np.where(accept, error, last_error)
+                growth = np.where(accept, damped, np.minimum(growth, 0.9))
+                stuck = ~(np.abs(h) >= 2 * resolution) & ~accept
+                if stuck.any():
+                    self._give_up("its step fell to the resolution of time", t, error, stuck)
+            h = h * np.minimum(np.maximum(growth, 0.2), 10.0)
+            slowest = float(earlier.reduce(t))
+            yield slowest, x, tried
+        if slowest != t1:
             self._give_up(f"{self.max_steps} steps were not enough", t, error, t != t1)
 
-    @torch.no_grad()  # gradients flow through the steps, not through the choice of their sizes
-    def _scaled_error(self, k: list[Tensor], h: Tensor, x: Tensor, x_new: Tensor) -> Tensor:
-        scale = self.atol + self.rtol * torch.maximum(x.abs(), x_new.abs())
-        return self.error(k, expand_like(h, x).to(x.dtype), scale)
-
     def _try(
-        self, tableau: Tableau, f: TimeField, x: Tensor, t: Tensor, h: Tensor, k1: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """One step of size `h` [B]: the new x, and all stages, the last of them there."""
-        step = expand_like(h, x).to(x.dtype)
+        self, tableau: Tableau, f: TimeField, x: Tensor, t: Numbers, h: Numbers, k1: Tensor
+    ) -> tuple[Tensor, list[Tensor], Numbers]:
+        """One step of size `h`: the new x, all stages (the last of them there), and the error."""
+        step = like(h, x, x.dtype)
+        times = times_for(x, t + tableau.nodes * h).unbind()
         k = [k1]
-        for node, row in zip(tableau.nodes, tableau.stages, strict=True):
-            x_new = x + step * weighted(row, k)
-            k.append(f(x_new, t + node * h))
-        return x_new, k
+        for at, stage in zip(times, tableau.stages, strict=True):
+            x_new = stage.times(step, x, k)
+            k.append(f(x_new, at))
+        return x_new, k, self._error(tableau, k, h, x, x_new)
+
+    def _error(
+        self, tableau: Tableau, k: list[Tensor], h: Numbers, x: Tensor, x_new: Tensor
+    ) -> Numbers:
+        """The local error over its tolerance, kept within 1e-10 and 1e10."""
+        # what is the same for a whole sample is multiplied on the host
+        by = np.abs(h) / self.rtol
+        with torch.no_grad():  # gradients flow through the steps, not the choice of their sizes
+            scale = torch.maximum(x.abs(), x_new.abs()).add_(self.atol / self.rtol)
+            found = [by * abs(e.lead) * rms(e.over_lead(k).div_(scale)) for e in tableau.errors]
+        # fmin passes over NaN: where f overflowed, the step was much too large
+        error: Numbers = np.maximum(np.fmin(self.norm(found), 1e10), 1e-10)
+        return error
 
     @torch.no_grad()
-    def _first_step(self, f: TimeField, x: Tensor, t: Tensor, k1: Tensor, span: float) -> Tensor:
-        """Hairer's guess of a first step from the sizes of x, x' and x'': [B], signed."""
+    def _first_step(self, f: TimeField, x: Tensor, t: Numbers, k1: Tensor, span: float) -> Numbers:
+        """Hairer's guess of a first step from the sizes of x, x' and x'': signed."""
         scale = self.atol + self.rtol * x.abs()
-        d0 = rms(x / scale)
-        d1 = rms(k1 / scale)
-        h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=abs(span))
-        h0 = h0.to(t.dtype).copysign(torch.full_like(t, span))
-        k2 = f(x + expand_like(h0, x) * k1, t + h0)
-        d2 = rms((k2 - k1) / scale) / h0.abs()
-        steepest = torch.maximum(d1, d2)
-        small = h0.abs() * 1e-3
-        h1 = torch.where(steepest <= 1e-15, small, (0.01 / steepest) ** (1 / self.order))
-        return torch.minimum(100 * h0.abs(), h1).clamp(max=abs(span)).copysign(h0).to(t.dtype)
+        d0, d1 = rms(x / scale), rms(k1 / scale)
+        h0 = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / np.maximum(d1, 1e-5))
+        h0 = np.copysign(h0.clip(max=abs(span)), span)
+        k2 = f(torch.addcmul(x, like(h0, x, x.dtype), k1), times_for(x, t + h0))
+        steepest = np.maximum(d1, rms((k2 - k1) / scale) / np.abs(h0))
+        h1 = (0.01 / np.maximum(steepest, 1e-15)) ** (1 / self.order)
+        h1 = np.where(steepest <= 1e-15, np.abs(h0) * 1e-3, h1)
+        return np.copysign(np.minimum(100 * np.abs(h0), h1).clip(max=abs(span)), h0)
 
-    def _give_up(self, why: str, t: Tensor, error: Tensor, which: Tensor) -> None:
-        i = int(which.nonzero()[0])
+    def _give_up(
+        self, why: str, t: Numbers, error: Numbers, which: npt.NDArray[np.bool_]
+    ) -> NoReturn:
+        i = int(which.argmax())
         raise Stalled(
-            f"{self.kind} stalled at t={float(t[i]):.6g} with a scaled error of"
-            f" {float(error[i]):.3g}: {why}; loosen rtol={self.rtol:g} and atol={self.atol:g},"
+            f"{self.kind} stalled at t={t[i]:.6g} with a scaled error of"
+            f" {error[i]:.3g}: {why}; loosen rtol={self.rtol:g} and atol={self.atol:g},"
             " raise max_steps, or use a fixed-step solver such as heun"
         )
 
 
-def polynomial(rows: Sequence[Sequence[float]], k: list[Tensor], theta: Tensor) -> Tensor:
+def column(numbers: Sequence[float]) -> Numbers:
+    """Numbers as [count, 1]."""
+    return np.array(numbers)[:, None]
+
+
+def times_for(x: Tensor, times: npt.NDArray[np.float64]) -> Tensor:
+    """Host times [..., B] as a field takes them."""
+    return torch.as_tensor(times, dtype=time_dtype(x), device=x.device)
+
+
+def like(numbers: npt.NDArray[np.generic], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Host numbers [B] on the device of `x` [B, *D] as [B, 1, ...], to broadcast against it."""
+    column = numbers.reshape(-1, *(1,) * (x.ndim - 1))
+    return torch.as_tensor(column, dtype=dtype, device=x.device)
+
+
+def polynomial(rows: Sequence[Sequence[float]], k: list[Tensor], theta: Numbers) -> Tensor:
     """`sum_i k_i sum_j rows[i][j] theta^(j+1)`: the usual form of dense output, over h."""
     total = torch.zeros_like(k[0])
     for row, stage in zip(rows, k, strict=True):
-        weight = torch.stack([c * theta ** (j + 1) for j, c in enumerate(row)]).sum(0)
-        total = total + expand_like(weight, stage).to(stage.dtype) * stage
+        weight = sum(c * theta ** (j + 1) for j, c in enumerate(row))
+        total = torch.addcmul(total, like(np.asarray(weight), stage, stage.dtype), stage)
     return total
 
 
-def weighted(weights: Sequence[float], k: list[Tensor]) -> Tensor:
-    """`sum_i w_i k_i`, without the terms that are zero."""
-    (first, stage), *rest = [(w, v) for w, v in zip(weights, k, strict=False) if w != 0]
-    total = stage * first
-    for w, v in rest:
-        total = total.add(v, alpha=w)
-    return total
-
-
-def rms(x: Tensor) -> Tensor:
-    """Root mean square of each sample: [B, *D] -> [B]."""
-    return mean_flat(x**2).sqrt()
+def rms(x: Tensor) -> Numbers:
+    """Root mean square of each sample of [B, *D], on the host."""
+    rows = x.flatten(1)
+    norms: Numbers = torch.linalg.vector_norm(rows, dim=1).double().cpu().numpy()
+    return norms / math.sqrt(rows.shape[1])

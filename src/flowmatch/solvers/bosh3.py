@@ -7,15 +7,23 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from flowmatch.solvers.adaptive import Adaptive, Step, Tableau, polynomial, rms, weighted
+from flowmatch.solvers.adaptive import (
+    Adaptive,
+    Numbers,
+    Step,
+    Sum,
+    Tableau,
+    column,
+    like,
+    polynomial,
+)
 from flowmatch.solvers.solver import TimeField
-from flowmatch.tensors import expand_like
 
 _TABLEAU = Tableau(
-    nodes=(1 / 2, 3 / 4, 1.0),
-    stages=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    nodes=column((1 / 2, 3 / 4, 1.0)),
+    stages=tuple(Sum.of(row) for row in ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9))),
+    errors=(Sum.of((2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8)),),
 )
-_ERROR = (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8)
 # cubic Hermite interpolation, written in the stages
 _DENSE = ((1.0, -4 / 3, 5 / 9), (0.0, 1.0, -2 / 3), (0.0, 4 / 3, -8 / 9), (0.0, -1.0, 1.0))
 
@@ -33,9 +41,6 @@ class Bosh3(Adaptive):
     def tableau(self) -> Tableau:
         return _TABLEAU
 
-    def error(self, k: list[Tensor], step: Tensor, scale: Tensor) -> Tensor:
-        return rms(step * weighted(_ERROR, k) / scale)
-
-    def interpolate(self, f: TimeField, step: Step, theta: Tensor) -> Tensor:
-        h = expand_like(step.h, step.x).to(step.x.dtype)
+    def interpolate(self, f: TimeField, step: Step, theta: Numbers) -> Tensor:
+        h = like(step.h, step.x, step.x.dtype)
         return step.x + h * polynomial(_DENSE, step.k, theta)

@@ -7,23 +7,32 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from flowmatch.solvers.adaptive import Adaptive, Step, Tableau, polynomial, rms, weighted
+from flowmatch.solvers.adaptive import (
+    Adaptive,
+    Numbers,
+    Step,
+    Sum,
+    Tableau,
+    column,
+    like,
+    polynomial,
+)
 from flowmatch.solvers.solver import TimeField
-from flowmatch.tensors import expand_like
 
-_TABLEAU = Tableau(
-    nodes=(1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
-    stages=(
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-    ),
+_STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 _FOURTH = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
-_ERROR = tuple(b - c for b, c in zip((*_TABLEAU.stages[-1], 0.0), _FOURTH, strict=True))
+_TABLEAU = Tableau(
+    nodes=column((1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)),
+    stages=tuple(map(Sum.of, _STAGES)),
+    errors=(Sum.of([b - c for b, c in zip((*_STAGES[-1], 0.0), _FOURTH, strict=True)]),),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +49,8 @@ class Dopri5(Adaptive):
     def tableau(self) -> Tableau:
         return _TABLEAU
 
-    def error(self, k: list[Tensor], step: Tensor, scale: Tensor) -> Tensor:
-        return rms(step * weighted(_ERROR, k) / scale)
-
-    def interpolate(self, f: TimeField, step: Step, theta: Tensor) -> Tensor:
+    def interpolate(self, f: TimeField, step: Step, theta: Numbers) -> Tensor:
         from scipy.integrate import RK45
 
-        h = expand_like(step.h, step.x).to(step.x.dtype)
+        h = like(step.h, step.x, step.x.dtype)
         return step.x + h * polynomial(RK45.P.tolist(), step.k, theta)

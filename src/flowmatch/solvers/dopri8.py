@@ -6,12 +6,21 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from flowmatch.solvers.adaptive import Adaptive, Step, Tableau, rms, weighted
+from flowmatch.solvers.adaptive import (
+    Adaptive,
+    Numbers,
+    Step,
+    Sum,
+    Tableau,
+    column,
+    like,
+    times_for,
+)
 from flowmatch.solvers.solver import TimeField
-from flowmatch.tensors import expand_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,26 +38,25 @@ class Dopri8(Adaptive):
     def tableau(self) -> Tableau:
         return _tableau()
 
-    def error(self, k: list[Tensor], step: Tensor, scale: Tensor) -> Tensor:
+    def norm(self, errors: list[Numbers]) -> Numbers:
+        fifth, third = errors
+        both = np.sqrt(fifth**2 + 0.01 * third**2)
+        return fifth**2 / np.where(both > 0, both, 1)
+
+    def interpolate(self, f: TimeField, step: Step, theta: Numbers) -> Tensor:
         from scipy.integrate import DOP853
 
-        fifth = rms(step * weighted(DOP853.E5.tolist(), k) / scale)
-        third = rms(step * weighted(DOP853.E3.tolist(), k) / scale)
-        norm = (fifth**2 + 0.01 * third**2).sqrt()
-        return torch.where(norm > 0, fifth**2 / norm.clamp(min=1e-300), norm)
-
-    def interpolate(self, f: TimeField, step: Step, theta: Tensor) -> Tensor:
-        from scipy.integrate import DOP853
-
-        h = expand_like(step.h, step.x).to(step.x.dtype)
+        h = like(step.h, step.x, step.x.dtype)
         k = list(step.k)
         for node, row in zip(DOP853.C_EXTRA.tolist(), DOP853.A_EXTRA.tolist(), strict=True):
-            k.append(f(step.x + h * weighted(row[: len(k)], k), step.t + node * step.h))
+            x = Sum.of(row[: len(k)]).times(h, step.x, k)
+            k.append(f(x, times_for(x, step.t + node * step.h)))
         change, first, last = step.x_new - step.x, h * step.k[0], h * step.k[-1]
         terms = [change, first - change, 2 * change - last - first]
-        terms += [h * weighted(row, k) for row in DOP853.D.tolist()]
-        up = expand_like(theta, step.x).to(step.x.dtype)
-        x = torch.zeros_like(step.x)
+        zero = torch.zeros_like(change)
+        terms += [Sum.of(row).times(h, zero, k) for row in DOP853.D.tolist()]
+        up = like(theta, step.x, step.x.dtype)
+        x = zero
         for i, term in enumerate(reversed(terms)):
             x = (x + term) * (up if i % 2 == 0 else 1 - up)
         return step.x + x
@@ -59,4 +67,8 @@ def _tableau() -> Tableau:
     from scipy.integrate import DOP853
 
     rows = [row[:i] for i, row in enumerate(DOP853.A.tolist()) if i > 0]
-    return Tableau(nodes=(*DOP853.C.tolist()[1:], 1.0), stages=(*rows, DOP853.B.tolist()))
+    return Tableau(
+        nodes=column((*DOP853.C.tolist()[1:], 1.0)),
+        stages=tuple(map(Sum.of, (*rows, DOP853.B.tolist()))),
+        errors=(Sum.of(DOP853.E5.tolist()), Sum.of(DOP853.E3.tolist())),
+    )
