@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src/flowmatch"
 FLOORS = [
-    {"tensors", "randomness", "component", "room"},
+    {"tensors", "randomness", "component", "room", "markdown"},
     {"paths", "couplings", "times", "solvers", "networks", "data", "metrics", "pictures"},
     {"flow", "guidance", "losses", "features"},
     {"sampling", "interop", "likelihood", "editing", "tuning"},
@@ -33,7 +33,7 @@ WITHIN = {
     "tuning": {"sampling"},
     "data_likelihood": {"config", "evaluation", "runs"},
     "edits": {"config", "runs"},
-    "tuned": {"config", "runs"},
+    "tuned": {"config", "evaluation", "runs"},
     "generation": {"config", "runs", "tuned"},
     "losses": {"flow"},
     "evaluation": {"config"},

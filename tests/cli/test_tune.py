@@ -149,6 +149,9 @@ def test_a_grid_by_hand_is_read(run):
         (["--nfe", 4, "--guidance", "nan"], "finite number"),
         (["--nfe", 4, "--guidance", 2, "--guidance-interval", "0.5"], "got '0.5'"),
         (["--nfe", 4, "--guidance-interval", "0.2,0.5"], "guidance scale 1 is off"),
+        (["--nfe", 4, "--judged", 100], "--judged goes with --judge samples"),
+        (["--nfe", 4, "--judge", "samples", "--judged", 5], "--judged must be at least 10"),
+        (["--nfe", 4, "--judge", "samples", "--solvers", "ancestral"], "ancestral adds noise"),
     ],
 )
 def test_mistakes_end_in_one_sentence(flowmatch, trained, words, why):
@@ -185,3 +188,49 @@ def test_the_cost_counts_what_is_guided():
     # the calls are at 0, 1/4, 1/4, 1/2, 1/2, 3/4, 3/4 and 1
     assert calls(Guidance(scale=2, interval=(0.1, 0.6))) == 12
     assert calls(Guidance(scale=2, method="cfg_zero")) == 14  # the first rests
+
+
+def test_samples_can_judge_and_then_solvers_that_add_noise_compete(flowmatch, run):
+    words = ("--judge", "samples", "--judged", 40, "--solvers", "heun,stochastic_heun,ancestral")
+    code, out, err = flowmatch("tune", run, "--nfe", 4, *FEW[:-2], *words)
+    assert code == 0, err
+    entry = json.loads((run / "tuned.json").read_text())["4"]
+    judged = entry["judged"]
+    assert {"heun", "stochastic_heun", "ancestral"} <= {j["kind"] for j in judged}
+    last = [j["fd_data"] for j in judged if j["samples"] == 40]
+    assert last == sorted(last)
+    assert judged[0]["samples"] == 40
+    assert {j["samples"] for j in judged} == {10, 20, 40}  # half of them leave, twice
+    chosen = read_tuned(run, nfe=4)
+    assert isinstance(chosen, GridSolver)
+    assert chosen.nfe <= 4
+    assert {k: judged[0][k] for k in ("kind", "steps")} == {
+        "kind": chosen.kind,
+        "steps": chosen.steps,
+    }
+    assert (entry["error"] is None) == chosen.stochastic
+    assert "fd_data" in out
+    words = (run, "--save_dir", run / "out", "--sampling_method", "auto", "--n_samples", 2)
+    code, _, err = flowmatch("sample", *words)
+    assert code == 0, err
+
+
+def test_judged_points_are_ranked_by_their_own_distance(flowmatch, tmp_path):
+    config = tmp_path / "points.yaml"
+    config.write_text(
+        "data: {kind: toy, name: moons}\nnetwork: {kind: mlp, width: 8, depth: 1}\n"
+        "train: {steps: 2, batch: 8}\n"
+    )
+    assert flowmatch("train", "-c", config, "-e", tmp_path / "run")[0] == 0
+    code, _, err = flowmatch(
+        "tune", tmp_path / "run", "--nfe", 3, *FEW, "--judge", "samples", "--judged", 40
+    )
+    assert code == 0, err
+    entry = json.loads((tmp_path / "run/tuned.json").read_text())["3"]
+    assert all(j["w2"] > 0 for j in entry["judged"])
+
+
+def test_tuning_draws_other_noise_than_sampling_does():
+    streams = {TuneJob(nfe=4, seed=seed).stream for seed in range(3)}
+    assert len(streams) == 3
+    assert not streams & set(range(1000))

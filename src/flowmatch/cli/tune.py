@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -45,6 +45,20 @@ def tune(
             help="The solvers to choose from, e.g. heun,dpmpp_2m.  [default: all suitable]",
         ),
     ] = None,
+    judge: Annotated[
+        Literal["trajectories", "samples"],
+        typer.Option(
+            "--judge",
+            help="What decides in the end: nearness to the trajectories, or the distance of samples"
+            " to the training data, for which solvers that add noise compete as well.",
+        ),
+    ] = "trajectories",
+    judged: Annotated[
+        int | None,
+        typer.Option(
+            "--judged", help="Samples that the last of them are judged by.  [default: 1000]"
+        ),
+    ] = None,
     guidance: Scale = 1.0,
     guidance_method: GuidanceMethod = "cfg",
     guidance_interval: GuidanceInterval = "0,1",
@@ -64,26 +78,30 @@ def tune(
 ) -> None:
     """Choose the solver and time grid of a run for a budget, from its own trajectories.
 
-    Deterministic solvers on fixed grids compete for the ends of finely solved trajectories. The
-    best, with times fitted freely, goes to RUN_DIR/tuned.json.
+    Deterministic solvers on fixed grids compete for the ends of finely solved trajectories, the
+    best with times fitted freely. With --judge samples, the best of them and solvers that add noise
+    then compete for the distance to the training data. The choice goes to RUN_DIR/tuned.json.
     """
     from flowmatch.training.distributed import describe
     from flowmatch.tuned import FILE, TuneJob, tune_run
-    from flowmatch.tuning import as_table
 
+    if judged is not None and judge != "samples":
+        raise ValueError("--judged goes with --judge samples")
     job = TuneJob(
         nfe=nfe,
         samples=num_samples,
         guidance=guidance_of(guidance, guidance_method, guidance_interval, guidance_schedule),
         kinds=tuple(name for word in solvers for name in word.split(",")) if solvers else None,
         reference_steps=reference_steps,
+        judge=judge,
+        judged=judged if judged is not None else TuneJob.judged,
         seed=seed,
         batch=bspp,
     )
     accelerator = one_process("tune")
     print(describe(accelerator))
-    found = tune_run(
-        run_dir, job, checkpoint=checkpoint, weights=weights, device=accelerator.device
+    outcome = tune_run(
+        run_dir, job, checkpoint=checkpoint, weights=weights, accelerator=accelerator
     )
-    print(f"\n{as_table(found)}\nWritten to {run_dir / FILE}.")
+    print(f"\n{outcome.as_table()}\nWritten to {run_dir / FILE}.")
     accelerator.end_training()

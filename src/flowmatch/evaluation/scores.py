@@ -58,11 +58,14 @@ class ImageScores:
         """The metric that decides: the Frechet distance."""
         return _FRECHET[self.net.kind]
 
+    def distance(self, vectors: Tensor) -> float:
+        """The primary metric alone, of features [N, F]."""
+        return metrics.frechet_distance(Moments.of(vectors), self.statistics.moments)
+
     def measure(self, samples: SampleSet) -> dict[str, float]:
         """Every metric of a set of samples, by name."""
         kind, reference = self.net.kind, self.statistics
-        moments = Moments.of(samples.vectors)
-        distance = metrics.frechet_distance(moments, reference.moments)
+        distance = self.distance(samples.vectors)
         # sets of different sizes compare by what exceeds the bias of their size
         excess = distance - self.floor(len(samples))
         found = {self.primary: distance, f"{self.primary}_excess": excess}
@@ -176,6 +179,12 @@ class PointScores:
     held_out: Dataset | None = None
     primary: str = "w2"
 
+    def distance(self, vectors: Tensor) -> float:
+        """The primary metric alone, of points [N, F]."""
+        y = self._draw(len(vectors))
+        n = min(MOST_COMPARED, len(vectors), len(y))
+        return metrics.wasserstein2(vectors[:n], y[:n])
+
     def measure(self, samples: SampleSet) -> dict[str, float]:
         """Every metric of a set of samples, by name; all are NaN if a sample is not finite."""
         x = samples.vectors
@@ -184,7 +193,7 @@ class PointScores:
         y = self._draw(len(x))
         n = min(MOST_COMPARED, len(x), len(y))
         return {
-            "w2": metrics.wasserstein2(x[:n], y[:n]),
+            "w2": self.distance(x),
             "sliced_w2": metrics.sliced_wasserstein2(x, y),
             "mmd2": metrics.mmd(x[:n], y[:n]),
             "energy": metrics.energy_distance(x[:n], y[:n]),

@@ -7,6 +7,7 @@ from typing import Any
 
 from flowmatch.evaluation.glossary import headed
 from flowmatch.evaluation.protocol import grid_in_words, sentence
+from flowmatch.markdown import table
 
 _PRINTED = (
     "fid",
@@ -44,7 +45,7 @@ def as_table(document: Mapping[str, Any]) -> str:
     for name, anchor in document.get("anchors", {}).items():
         numbers = [_number(anchor["metrics"].get(n), None) for n in names]
         cells.append([f"{name} ({anchor['count']:,})", "", "", *numbers, ""])
-    return _markdown([head, *cells])
+    return table([head, *cells])
 
 
 def notes(document: Mapping[str, Any]) -> list[str]:
@@ -101,13 +102,3 @@ def _number(value: float | None, spread: float | None) -> str:
         return "none"
     text = f"{value:.4g}"
     return text if spread is None else f"{text} ± {spread:.2g}"
-
-
-def _markdown(cells: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])

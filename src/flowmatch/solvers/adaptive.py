@@ -241,7 +241,8 @@ class Adaptive(Solver, ABC):
         steepest = np.maximum(d1, rms((k2 - k1) / scale) / np.abs(h0))
         h1 = (0.01 / np.maximum(steepest, 1e-15)) ** (1 / self.order)
         h1 = np.where(steepest <= 1e-15, np.abs(h0) * 1e-3, h1)
-        return np.copysign(np.minimum(100 * np.abs(h0), h1).clip(max=abs(span)), h0)
+        h: Numbers = np.minimum(np.minimum(100 * np.abs(h0), h1), abs(span))
+        return np.copysign(h, span)
 
     def _give_up(
         self, why: str, t: Numbers, error: Numbers, which: npt.NDArray[np.bool_]

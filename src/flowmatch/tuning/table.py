@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flowmatch.solvers import ExplicitGrid, describe
+from flowmatch.markdown import table
+from flowmatch.solvers import ExplicitGrid, GridSolver, describe
 from flowmatch.tuning.tune import Tried, Tuned
 
 
@@ -13,23 +14,17 @@ def as_table(found: Tuned) -> str:
     named = [("chosen", found.best), *(("", t) for t in found.others)]
     named += [("uniform", t) for t in found.baselines.values()]
     rows = [head, *(_cells(label, t, found) for label, t in named)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     reference = describe(found.reference)
     return "\n".join(
         [
-            *lines,
+            table(rows),
             "",
             "error: RMS distance from the ends of the model's own trajectories, mean over"
             f" {found.held_out:,} samples that nothing was decided by; compared: over"
             f" {found.samples:,} that the choice was made by; fitted: over {found.samples:,} that"
             " times were fitted to. Stochastic solvers, which follow no trajectory, and adaptive"
-            " ones, which choose their own steps, are left out. Near is not yet good: compare the"
-            " samples with `flowmatch evaluate`.",
+            " ones, which choose their own steps, are left out. Near is not yet good: with"
+            " --judge samples the samples decide.",
             f"The trajectories: {reference['kind']}:{reference['steps']}, off by about"
             f" {found.reference_error:.2g}. Times of the choice:"
             f" {', '.join(f'{t:.4g}' for t in found.solver.times())}.",
@@ -39,8 +34,20 @@ def as_table(found: Tuned) -> str:
 
 
 def _cells(label: str, tried: Tried, found: Tuned) -> list[str]:
-    facts, grid = describe(tried.solver), tried.solver.grid
-    name = "fitted" if isinstance(grid, ExplicitGrid) else grid.name
+    kind = describe(tried.solver)["kind"]
     numbers = [f"{e:.4g}" for e in (tried.error, tried.compared, tried.fitted)]
     shares = [f"{tried.error / base.error:.2f}x" for base in found.baselines.values()]
-    return [label, facts["kind"], name, str(tried.solver.steps), str(tried.nfe), *numbers, *shares]
+    return [
+        label,
+        kind,
+        grid_title(tried.solver),
+        str(tried.solver.steps),
+        str(tried.nfe),
+        *numbers,
+        *shares,
+    ]
+
+
+def grid_title(solver: GridSolver) -> str:
+    """The grid of a solver in a table of what was tried, where times of its own were fitted."""
+    return "fitted" if isinstance(solver.grid, ExplicitGrid) else solver.grid.name
