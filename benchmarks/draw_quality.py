@@ -1,10 +1,10 @@
 """Quality against evaluations: a figure and a table from what `flowmatch evaluate --json` wrote.
 
-    python benchmarks/draw_quality.py docs/numbers/digits-solvers.json docs/numbers/mnist-solvers.json
+    python benchmarks/draw_quality.py docs/numbers/{digits,mnist}-solvers.json
 
 A panel and a Markdown table for each file: solvers down, network evaluations across, the deciding
-metric in the cells. Solvers on fitted times, or on another grid than the uniform one, are what
-`flowmatch tune` chose; they are drawn as stars and make the row "tuned".
+metric in the cells. `X-tuned-trajectories.json` and `X-tuned-samples.json` beside an `X.json` hold
+what `flowmatch tune` chose by each judge (`evaluate --solvers auto:N`); they become stars and rows.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import matplotlib.pyplot as plt
 from flowmatch.markdown import table
 from flowmatch.solvers import by_name
 
-TUNED = "tuned"
+JUDGES = {"trajectories": "k*", "samples": "r*"}  # how each judge's choices are marked
 FAMILIES = {
-    "Runge-Kutta": ("Blues", ("euler", "midpoint", "heun", "heun3", "rk4")),
+    "Runge-Kutta": ("Blues", ("euler", "midpoint", "heun", "ralston", "heun3", "rk4")),
     "multistep": ("Greens", ("ab2", "ab3", "dpmpp_2m", "dpmpp_3m", "deis", "unipc")),
     "adds noise": ("Oranges", ("euler_maruyama", "ancestral", "edm_churn", "stochastic_heun")),
 }
@@ -33,12 +33,12 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("docs/images/quality-solvers.png"))
     args = parser.parse_args()
-    documents = [json.loads(path.read_text()) for path in args.files]
     figure, panels = plt.subplots(
-        1, len(documents), figsize=(6.5 * len(documents), 5), dpi=110, squeeze=False
+        1, len(args.files), figsize=(6.5 * len(args.files), 5), dpi=110, squeeze=False
     )
-    for axes, document in zip(panels[0], documents, strict=True):
-        lines = by_solver(document)
+    for axes, path in zip(panels[0], args.files, strict=True):
+        document = json.loads(path.read_text())
+        lines = by_solver(document) | tuned(path)
         print(as_table(document, lines), end="\n\n")
         draw(axes, document, lines)
     panels[0][-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -49,13 +49,27 @@ def main() -> None:
 def by_solver(document: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:
     """Rows by solver and evaluations, in the order of the families."""
     lines: dict[str, dict[float, dict[str, Any]]] = defaultdict(dict)
-    for row in document["rows"]:
-        name = row["solver"] if row["time_grid"] == "uniform" else TUNED
-        known = lines[name].get(row["nfe"])
-        if known is None or value(row, document) < value(known, document):
-            lines[name][row["nfe"]] = row
-    order = [name for _, names in FAMILIES.values() for name in names] + [TUNED]
-    return {name: dict(sorted(lines[name].items())) for name in order if name in lines}
+    for row in sorted(document["rows"], key=lambda row: row["nfe"]):
+        lines[row["solver"]][row["nfe"]] = row
+    order = [name for _, names in FAMILIES.values() for name in names]
+    return {name: lines[name] for name in order if name in lines}
+
+
+def tuned(path: Path) -> dict[str, dict[float, dict[str, Any]]]:
+    """What each judge chose, one row a budget, from the documents beside `path`."""
+    lines = {}
+    for judge in JUDGES:
+        beside = path.with_name(f"{path.stem}-tuned-{judge}.json")
+        if beside.exists():
+            rows = json.loads(beside.read_text())["rows"]
+            lines[tuned_by(judge)] = {
+                row["nfe"]: row for row in sorted(rows, key=lambda row: row["nfe"])
+            }
+    return lines
+
+
+def tuned_by(judge: str) -> str:
+    return f"tuned by {judge}"
 
 
 def metric(document: dict[str, Any]) -> str:
@@ -89,18 +103,17 @@ def cell(row: dict[str, Any] | None, document: dict[str, Any], best: float) -> s
 def draw(
     axes: plt.Axes, document: dict[str, Any], lines: dict[str, dict[float, dict[str, Any]]]
 ) -> None:
+    def line(name: str, style: str, **options: Any) -> None:
+        if name in lines:
+            y = [value(row, document) for row in lines[name].values()]
+            axes.plot(list(lines[name]), y, style, label=name, **options)
+
     for colours, names in FAMILIES.values():
         shades = plt.get_cmap(colours)([0.45 + 0.5 * i / len(names) for i in range(len(names))])
         for name, shade in zip(names, shades, strict=True):
-            if name in lines:
-                y = [value(row, document) for row in lines[name].values()]
-                dashed = "--" if by_name(name).stochastic else "-"
-                axes.plot(
-                    list(lines[name]), y, dashed, marker="o", ms=3.5, lw=1.3, color=shade, label=name
-                )
-    if TUNED in lines:
-        y = [value(row, document) for row in lines[TUNED].values()]
-        axes.plot(list(lines[TUNED]), y, "k*", ms=10, label=TUNED, zorder=5)
+            line(name, "o--" if by_name(name).stochastic else "o-", ms=3.5, lw=1.3, color=shade)
+    for judge, style in JUDGES.items():
+        line(tuned_by(judge), style, ms=10, zorder=5)
     ticks = sorted({nfe for rows in lines.values() for nfe in rows} & {2, 4, 6, 8, 10, 20, 50, 100})
     axes.set(xscale="log", yscale="log", xlabel="network evaluations a sample (NFE)")
     axes.set_ylabel(f"{metric(document)} (lower is better)")

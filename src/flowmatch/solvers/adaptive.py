@@ -81,8 +81,10 @@ class Adaptive(Solver, ABC):
     """A Runge-Kutta pair with a PI step-size controller, run for each sample on its own clock.
 
     Each sample of the batch has its own time and step size, so a sample's result does not depend
-    on which others it was computed with. The batch runs until its slowest sample is done. With
-    `safe_end` the method stops at `1 - 1e-3`, and one Euler step leads from there to the datum.
+    on which others it was computed with. The batch runs until its slowest sample is done. The
+    clocks are kept on the host: their arithmetic is many small operations, each a kernel on a GPU,
+    and the host must know anyway whether all are done. With `safe_end` the method stops at
+    `1 - 1e-3`, and one Euler step leads from there to the datum.
 
     Args:
         rtol, atol: tolerances of the local error, both > 0: a step is accepted when the root mean
@@ -172,16 +174,16 @@ class Adaptive(Solver, ABC):
             yield t1, end, Step(start, h, x, end, [v], np.full(len(x), True))
 
     def _adaptive(self, f: TimeField, x: Tensor, t0: float, t1: float) -> Iterator[Moved]:
+        if t0 == t1 or not len(x):
+            return
         resolution = 10 * torch.finfo(time_dtype(x)).eps
         earlier = np.minimum if t1 > t0 else np.maximum  # of two times: further from t1
         tableau = self.tableau()
-        t, slowest = np.full(len(x), float(t0)), t0
+        t = np.full(len(x), float(t0))
         k1 = f(x, t0)
         h = self._first_step(f, x, t, k1, t1 - t0)
         last_error = np.ones_like(h)
         for _ in range(self.max_steps):
-            if slowest == t1 or not len(x):
-                return
             left = t1 - t
             h = earlier(h, left)
             x_new, k, error = self._try(tableau, f, x, t, h, k1)
@@ -202,8 +204,9 @@ class Adaptive(Solver, ABC):
             h = h * np.minimum(np.maximum(growth, 0.2), 10.0)
             slowest = float(earlier.reduce(t))
             yield slowest, x, tried
-        if slowest != t1:
-            self._give_up(f"{self.max_steps} steps were not enough", t, error, t != t1)
+            if slowest == t1:
+                return
+        self._give_up(f"{self.max_steps} steps were not enough", t, error, t != t1)
 
     def _try(
         self, tableau: Tableau, f: TimeField, x: Tensor, t: Numbers, h: Numbers, k1: Tensor
