@@ -66,11 +66,16 @@ class Step(NamedTuple):
 
     t: Numbers
     h: Numbers
+    arrived: Numbers
+    """`t + h`, as the clock has it after the step."""
     x: Tensor
     x_new: Tensor
     k: list[Tensor]
     accepted: npt.NDArray[np.bool_]
 
+
+_MOST = 1e10
+"""The largest scaled error that is told apart, and what a NaN counts as."""
 
 Moved = tuple[float, Tensor, Step]
 """Time of the slowest sample, the states, and the step that was tried."""
@@ -83,8 +88,9 @@ class Adaptive(Solver, ABC):
     Each sample of the batch has its own time and step size, so a sample's result does not depend
     on which others it was computed with. The batch runs until its slowest sample is done. The
     clocks are kept on the host: their arithmetic is many small operations, each a kernel on a GPU,
-    and the host must know anyway whether all are done. With `safe_end` the method stops at
-    `1 - 1e-3`, and one Euler step leads from there to the datum.
+    and the host must know anyway whether all are done. A state in half precision is carried in
+    float32 between the calls of the field. With `safe_end` the method stops at `1 - 1e-3`, and one
+    Euler step leads from there to the datum.
 
     Args:
         rtol, atol: tolerances of the local error, both > 0: a step is accepted when the root mean
@@ -102,9 +108,9 @@ class Adaptive(Solver, ABC):
     order: ClassVar[int]
 
     def __post_init__(self) -> None:
-        if self.rtol <= 0 or self.atol <= 0:
+        if not (0 < self.rtol < math.inf and 0 < self.atol < math.inf):
             raise ValueError(
-                f"{self.kind} needs rtol > 0 and atol > 0, got {self.rtol} and {self.atol}"
+                f"{self.kind} needs finite rtol > 0 and atol > 0, got {self.rtol} and {self.atol}"
             )
         if self.max_steps < 1:
             raise ValueError(f"{self.kind} needs max_steps >= 1, got {self.max_steps}")
@@ -127,32 +133,43 @@ class Adaptive(Solver, ABC):
         """Yield `(t of the slowest sample, x)` after each tried step.
 
         Raises:
-            Stalled: the step size fell to the resolution of the time, or `max_steps` passed.
+            Stalled: the step size fell to the resolution of the time, the field is not finite, or
+                `max_steps` passed.
+            ValueError: `x` is no [B, *D].
         """
-        for t, x, _ in self._moves(f, x, t0, t1):  # noqa: B020 (x is carried on)
-            yield t, x
+        wide_f, wide_x = _widened(f, x)
+        for t, state, _ in self._moves(wide_f, wide_x, t0, t1):
+            yield t, state.to(x.dtype)
 
     def at(
-        self, f: TimeField, x: Tensor, times: Sequence[float], *, t0: float = 0.0, t1: float = 1.0
+        self,
+        f: TimeField,
+        x: Tensor,
+        times: Sequence[float] | Tensor,
+        *,
+        t0: float = 0.0,
+        t1: float = 1.0,
     ) -> Tensor:
         """The states at given times between `t0` and `t1`, by dense output: [len(times), B, *D].
 
         Raises:
             Stalled: as in `trajectory`.
-            ValueError: a time lies outside `t0` to `t1`.
+            ValueError: a time lies outside `t0` to `t1`, or `x` is no [B, *D].
         """
+        times = [float(t) for t in times]
         if any(not min(t0, t1) <= t <= max(t0, t1) for t in times):
             raise ValueError(f"dense output is wanted between t={t0:g} and t={t1:g}, got {times}")
-        out = x.expand(len(times), *x.shape).clone()
-        for _, _, step in self._moves(f, x, t0, t1):
-            moving = step.accepted & (step.h != 0)
+        f, wide = _widened(f, x)
+        out = wide.expand(len(times), *x.shape).clone()
+        way = math.copysign(1, t1 - t0)
+        for _, _, step in self._moves(f, wide, t0, t1):
             for row, t in enumerate(times):
-                theta = (t - step.t) / np.where(step.h == 0, 1, step.h)
-                inside = moving & (theta > 0) & (theta <= 1)
+                inside = step.accepted & (way * step.t < way * t) & (way * t <= way * step.arrived)
                 if inside.any():
+                    theta = (t - step.t) / np.where(step.h == 0, 1, step.h)
                     state = self._within(f, step, theta.clip(0, 1))
                     out[row] = torch.where(like(inside, x), state, out[row])
-        return out
+        return out.to(x.dtype)
 
     def _within(self, f: TimeField, step: Step, theta: Numbers) -> Tensor:
         if len(step.k) > 1:
@@ -171,7 +188,7 @@ class Adaptive(Solver, ABC):
             start, h = np.full(len(x), stop), np.full(len(x), t1 - stop)
             v = f(x, stop)
             end = x.add(v, alpha=t1 - stop)
-            yield t1, end, Step(start, h, x, end, [v], np.full(len(x), True))
+            yield t1, end, Step(start, h, start + h, x, end, [v], np.full(len(x), True))
 
     def _adaptive(self, f: TimeField, x: Tensor, t0: float, t1: float) -> Iterator[Moved]:
         if t0 == t1 or not len(x):
@@ -187,8 +204,8 @@ class Adaptive(Solver, ABC):
             left = t1 - t
             h = earlier(h, left)
             x_new, k, error = self._try(tableau, f, x, t, h, k1)
-            tried = Step(t, h, x, x_new, k, error <= 1)
             arrived = np.where(h == left, t1, t + h)
+            tried = Step(t, h, arrived, x, x_new, k, error <= 1)
             growth = 0.9 * error ** (-0.7 / self.order)
             damped = growth * last_error ** (0.4 / self.order)
             if tried.accepted.all():
@@ -206,7 +223,9 @@ class Adaptive(Solver, ABC):
             yield slowest, x, tried
             if slowest == t1:
                 return
-        self._give_up(f"{self.max_steps} steps were not enough", t, error, t != t1)
+        self._give_up(
+            f"{self.max_steps} steps were not enough", t, error, t != t1, more="raise max_steps, "
+        )
 
     def _try(
         self, tableau: Tableau, f: TimeField, x: Tensor, t: Numbers, h: Numbers, k1: Tensor
@@ -223,14 +242,14 @@ class Adaptive(Solver, ABC):
     def _error(
         self, tableau: Tableau, k: list[Tensor], h: Numbers, x: Tensor, x_new: Tensor
     ) -> Numbers:
-        """The local error over its tolerance, kept within 1e-10 and 1e10."""
+        """The local error over its tolerance, kept within 1e-10 and 1e10 (`_MOST`)."""
         # what is the same for a whole sample is multiplied on the host
         by = np.abs(h) / self.rtol
         with torch.no_grad():  # gradients flow through the steps, not the choice of their sizes
             scale = torch.maximum(x.abs(), x_new.abs()).add_(self.atol / self.rtol)
             found = [by * abs(e.lead) * rms(e.over_lead(k).div_(scale)) for e in tableau.errors]
         # fmin passes over NaN: where f overflowed, the step was much too large
-        error: Numbers = np.maximum(np.fmin(self.norm(found), 1e10), 1e-10)
+        error: Numbers = np.maximum(np.fmin(self.norm(found), _MOST), 1 / _MOST)
         return error
 
     @torch.no_grad()
@@ -238,6 +257,8 @@ class Adaptive(Solver, ABC):
         """Hairer's guess of a first step from the sizes of x, x' and x'': signed."""
         scale = self.atol + self.rtol * x.abs()
         d0, d1 = rms(x / scale), rms(k1 / scale)
+        if not (finite := np.isfinite(d0 + d1)).all():
+            self._give_up("", t, np.full(len(x), _MOST), ~finite)
         h0 = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / np.maximum(d1, 1e-5))
         h0 = np.copysign(h0.clip(max=abs(span)), span)
         k2 = f(torch.addcmul(x, like(h0, x, x.dtype), k1), times_for(x, t + h0))
@@ -248,14 +269,25 @@ class Adaptive(Solver, ABC):
         return np.copysign(h, span)
 
     def _give_up(
-        self, why: str, t: Numbers, error: Numbers, which: npt.NDArray[np.bool_]
+        self, why: str, t: Numbers, error: Numbers, which: npt.NDArray[np.bool_], more: str = ""
     ) -> NoReturn:
         i = int(which.argmax())
+        if error[i] >= _MOST:
+            why = "the state or the field is not finite there"
         raise Stalled(
-            f"{self.kind} stalled at t={t[i]:.6g} with a scaled error of"
-            f" {error[i]:.3g}: {why}; loosen rtol={self.rtol:g} and atol={self.atol:g},"
-            " raise max_steps, or use a fixed-step solver such as heun"
+            f"{self.kind} stalled at t={t[i]:.6g} in sample {i} with a scaled error of"
+            f" {error[i]:.3g}: {why}; {more}loosen rtol={self.rtol:g} and atol={self.atol:g},"
+            " or use a fixed-step solver such as heun"
         )
+
+
+def _widened(f: TimeField, x: Tensor) -> tuple[TimeField, Tensor]:
+    """Field and state for the controller: half precision has no digits for its error estimates."""
+    if x.ndim < 2:
+        raise ValueError(f"an adaptive solver takes samples [B, *D], got shape {tuple(x.shape)}")
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return f, x
+    return lambda state, t: f(state.to(x.dtype), t).float(), x.float()
 
 
 def column(numbers: Sequence[float]) -> Numbers:
