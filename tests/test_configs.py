@@ -8,6 +8,7 @@ from accelerate.state import AcceleratorState
 
 from flowmatch.config import load_config, parse_config, to_yaml
 from flowmatch.runs import build_flow, build_trainer
+from flowmatch.solvers import Dopri5, UniPC
 from flowmatch.training.checkpoint import problems
 from made_data import MAKERS
 
@@ -67,3 +68,14 @@ def test_the_real_sets_train_their_first_steps(root, data_root, tmp_path, name, 
     trainer = build_trainer(config, tmp_path / "run")
     assert len(trainer.dataset) == {"mnist": 60_000, "cifar10": 50_000}[name]
     assert problems(trainer.run().checkpoint) is None
+
+
+def test_another_kind_leaves_behind_what_it_does_not_know():
+    def solver(*overrides):
+        digits = Path(__file__).parents[1] / "configs/digits.yaml"
+        return load_config(digits, overrides).sample.solver
+
+    assert solver("sample.solver.kind=dopri5", "sample.solver.rtol=1e-3") == Dopri5(rtol=1e-3)
+    assert solver("sample.solver.kind=unipc") == UniPC(steps=20)
+    with pytest.raises(ValueError, match=r"sample\.solver\.steps: unknown key"):
+        solver("sample.solver.kind=dopri5", "sample.solver.steps=3")

@@ -81,3 +81,8 @@ def test_the_readme_of_the_library_in_ten_lines():
     nearest = torch.cdist(x1, moons).min(1).values
     of_noise = torch.cdist(torch.randn(500, 2), moons).min(1).values
     assert nearest.mean() < 0.4 * of_noise.mean()
+
+
+def test_a_solvers_name_is_no_solver():
+    with pytest.raises(TypeError, match=r"must be a Solver such as .* got 'heun'"):
+        fm.sample(GaussianFlow(), torch.randn(2, 2), "heun")

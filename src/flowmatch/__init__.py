@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from flowmatch.likelihood import log_prob as log_prob
     from flowmatch.runs import build_trainer as build_trainer
     from flowmatch.runs import load as load
+    from flowmatch.sampling import bind as bind
     from flowmatch.sampling import noise as noise
     from flowmatch.sampling import sample as sample
     from flowmatch.tensors import to_uint8 as to_uint8
@@ -61,6 +62,7 @@ _HOMES = {
     "Flow": "flow",
     "Guidance": "guidance",
     "Guided": "guidance",
+    "bind": "sampling",
     "bits_per_dim": "likelihood",
     "build_trainer": "runs",
     "invert": "likelihood",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -87,7 +89,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def parse_config(
     content: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config"
 ) -> Config:
-    """Check a plain mapping, with overrides applied, and build the config's dataclasses."""
+    """Check a plain mapping, with overrides applied, and build the config's dataclasses.
+
+    An override of a `kind` leaves behind what the new kind does not know:
+    `sample.solver.kind=dopri5` drops the steps of the solver before it.
+    """
     if is_seed_config(content):
         raise ValueError(
             f"{where} is a config of flow-matching-pytorch; bring its checkpoint over with"
@@ -101,11 +107,34 @@ def parse_config(
         merged = OmegaConf.merge(
             OmegaConf.create(dict(content)), OmegaConf.from_dotlist([*overrides])
         )
-        return _CONFIG.validate_python(OmegaConf.to_container(merged, resolve=True))
+        resolved = OmegaConf.to_container(merged, resolve=True)
+        return _validate(typing.cast(dict[str, Any], resolved), overrides)
     except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise ValueError(f"{where}: {_explain_all(error, Config)}") from None
+
+
+def _validate(content: dict[str, Any], overrides: Sequence[str]) -> Config:
+    try:
+        return _CONFIG.validate_python(content)
+    except ValidationError as error:
+        named = {override.partition("=")[0] for override in overrides}
+        unknown = [
+            _walk(list(e["loc"]), Config)[0]
+            for e in error.errors(include_url=False)
+            if e["type"] == "unexpected_keyword_argument"
+        ]
+        left = [
+            (*node, key)
+            for *node, key in unknown
+            if ".".join((*node, "kind")) in named and ".".join((*node, key)) not in named
+        ]
+        if not left:
+            raise
+        for *node, key in left:
+            del functools.reduce(operator.getitem, node, content)[key]
+        return _validate(content, overrides)
 
 
 def parse_data(content: Mapping[str, Any], *, where: str = "config") -> DataConfig:
@@ -141,8 +170,9 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def _explain_all(error: ValidationError, root: Any) -> str:
     """Every mistake, one a line."""
     mistakes = [_explain(e, root) for e in error.errors(include_url=False)]
-    lines = mistakes if len(mistakes) == 1 else ["", *(f"  {m}" for m in mistakes)]
-    return "\n".join(lines)
+    if len(mistakes) == 1:
+        return mistakes[0]
+    return "\n".join([f"{len(mistakes)} mistakes", *(f"  {m}" for m in mistakes)])
 
 
 def _explain(error: Mapping[str, Any], root: Any) -> str:

@@ -125,8 +125,13 @@ def sample(
         The state at `t1`, [B, *D]. No gradient is kept: integrate `bind(field, cond)` with the
         solver itself to differentiate through the trajectory.
     Raises:
+        TypeError: the solver is no `Solver`, e.g. its name.
         ValueError: the solver needs the path and nobody knows it.
     """
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            f"the solver must be a Solver such as fm.solvers.Heun(steps=25), got {solver!r}"
+        )
     times = solver.asked(t0, t1) if isinstance(solver, GridSolver) else ()
     f = _timed(field, as_cond(cond), batch_times(times, x0))
     if solver.needs_path:  # a layer around f that the others need not pay for

@@ -139,7 +139,8 @@ def test_interpolation(flowmatch, trained, digits, tmp_path):
     arguments = (*digits[:2], "--frames", 4, "--steps", 10, "-o", tmp_path / "out")
     code, said, _ = flowmatch("edit", "interpolate", trained, *arguments)
     assert code == 0
-    assert "the ends come back" in said
+    assert said.splitlines()[-2].startswith("4 frames between two images in ")
+    assert said.splitlines()[-1].startswith("the ends come back")
     names = [f"eight-nine-{i:02d}.png" for i in range(4)]
     x = torch.stack([from_uint8(read(path))[None] for path in digits[:2]])
     row = interpolate(fm.load(trained), x[:1], x[1:], 4, fm.solvers.Heun(steps=10))[0]
@@ -219,6 +220,8 @@ def test_images_that_do_not_fit(flowmatch, trained, digits, tmp_path):
     (tmp_path / "bare").mkdir()
     assert "there are no images to edit" in refused(tmp_path / "bare")
     assert "two images are called eight" in refused(digits[0], digits[0])
+    black = save(tmp_path / "black.png", np.zeros((8, 8)))
+    assert "is all black" in refused(digits[0], words=("inpaint", "--mask", black))
     wrong = ("inpaint", "--mask", large)
     assert "the mask" in (err := refused(digits[0], words=wrong))
     assert "is 9x8 pixels, but the model's images are 8x8" in err

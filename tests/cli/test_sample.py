@@ -186,6 +186,14 @@ def test_overrides(flowmatch, trained, tmp_path):
     arguments = ("--n_samples", 2, "--save_dir", tmp_path / "a", "sample.solver.steps=3")
     assert flowmatch("sample", trained, *arguments)[0] == 0
     assert json.loads((tmp_path / "a/sampling.json").read_text())["nfe"] == 6
+    kind = ("sample.solver.kind=dopri5", "sample.solver.rtol=1e-3")
+    arguments = ("--n_samples", 2, "--save_dir", tmp_path / "b", *kind)
+    assert flowmatch("sample", trained, *arguments)[0] == 0
+    solver = json.loads((tmp_path / "b/sampling.json").read_text())["solver"]
+    assert (solver["kind"], solver["rtol"], "steps" in solver) == ("dopri5", 1e-3, False)
+    code, _, err = flowmatch("sample", trained, *arguments, "--sampling_steps", 5)
+    assert code == 2
+    assert "sample.solver.kind=dopri5 and --sampling_steps both say which solver" in err
     code, _, err = flowmatch("sample", trained, "other", *arguments)
     assert code == 2
     assert "one run directory" in err

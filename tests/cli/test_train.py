@@ -116,7 +116,7 @@ MISTAKES = {
     "mistyped key": (["train.stesp=4"], ["train.stesp: unknown key; did you mean steps?"]),
     "two mistakes": (
         ["train.stesp=4", "network.kind=unett"],
-        ["train.stesp", "network.kind: unknown kind 'unett'; did you mean unet?"],
+        ["2 mistakes", "train.stesp", "network.kind: unknown kind 'unett'; did you mean unet?"],
     ),
     "nested key": (["loss.time.mena=1"], ["loss.time.mena: unknown key; did you mean mean?"]),
     "wrong type": (["train.steps=many"], ["train.steps: input should be a valid integer"]),

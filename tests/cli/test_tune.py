@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,6 +81,18 @@ def test_the_same_call_writes_the_same_choice(flowmatch, run):
     assert chosen[0] == chosen[1]
 
 
+def test_a_reference_worse_than_the_choice_writes_nothing(flowmatch, run, monkeypatch):
+    def with_a_bad_reference(*words, **options):
+        found = fm.tune(*words, **options)
+        return replace(found, reference_error=2 * found.error)
+
+    monkeypatch.setattr("flowmatch.tuned.run.tune", with_a_bad_reference)
+    code, _, err = flowmatch("tune", run, "--nfe", 4, *FEW)
+    assert (code, (run / "tuned.json").exists()) == (2, False), err
+    assert "the reference is itself off by about" in err
+    assert "raise --reference-steps above 10" in err
+
+
 def test_points_are_tuned_without_clamping(flowmatch, tmp_path):
     config = tmp_path / "points.yaml"
     config.write_text(
@@ -141,7 +154,7 @@ def test_a_grid_by_hand_is_read(run):
         (["--nfe", 0], "--nfe must be at least 1"),
         (["--nfe", 4, "--num-samples", 1], "--num-samples must be at least 2"),
         (["--nfe", 4, "--bspp", 0], "--bspp must be at least 1"),
-        (["--nfe", 4, "--reference-steps", 0], "--reference-steps must be at least 1"),
+        (["--nfe", 4, "--reference-steps", 0], "--reference-steps must be at least 5"),
         (["--nfe", 4, "--solvers", "dopri5"], "chooses its own steps"),
         (["--nfe", 4, "--solvers", "hoin"], "there is no solver 'hoin'"),
         (["--nfe", 3, "--solvers", "rk4"], "too small for one step of rk4"),

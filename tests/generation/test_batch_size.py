@@ -16,6 +16,11 @@ def test_doubling_goes_on_while_it_pays():
     assert fastest(lambda b: 1.0, 64) == 64
 
 
+def test_one_doubling_that_does_not_pay_is_not_the_end():
+    slow_at_two = {1: 1.0, 2: 2.2, 4: 2.4, 8: 4.8, 16: 9.6, 32: 0.1}
+    assert fastest(slow_at_two.__getitem__, 32) == 4  # 8 and 16 bring nothing
+
+
 def test_the_largest_that_fits():
     def probe(limit):
         def attempt(batch):

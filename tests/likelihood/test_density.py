@@ -237,5 +237,10 @@ def test_mistakes_are_named():
         log_prob(GaussianFlow(), x1, seeds=range(3))
     with pytest.raises(ValueError, match="no derivative"):
         log_prob(torch.no_grad()(GaussianFlow().__call__), x1)
+    weight = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match=r"no derivative.*add 0 \* x"):
+        log_prob(lambda x, t, cond: weight.expand(len(x), 2), x1)
+    constant = log_prob(lambda x, t, cond: weight + 0 * x, x1)
+    torch.testing.assert_close(constant, standard_normal(x1 - 1), rtol=1e-4, atol=1e-4)
     with torch.inference_mode(), pytest.raises(ValueError, match="inference mode"):
         log_prob(GaussianFlow(), x1)

@@ -1,4 +1,4 @@
-"""The `flowmatch` command and its exit codes: 0 done, 1 the job failed, 2 wrong use."""
+"""The `flowmatch` command and its exit codes: 0 done, 1 failed, 2 wrong use, 130 Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from flowmatch.cli.report import report
 from flowmatch.cli.sample import sample
 from flowmatch.cli.train import train
 from flowmatch.cli.tune import tune
+
+_INTERRUPTED = 130
+"""What Typer ends with after Ctrl-C."""
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -76,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"flowmatch: {sentence}", file=sys.stderr)
         raise SystemExit(code) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == _INTERRUPTED and os.environ.get("RANK", "0") == "0":
+            print("flowmatch: interrupted", file=sys.stderr)
+        raise
 
 
 def _show_warning(

@@ -19,6 +19,7 @@ from flowmatch.cli.options import (
     WhichWeights,
     guidance_of,
     parse_solvers,
+    solver_overrides,
     weak_model,
 )
 
@@ -130,6 +131,7 @@ def evaluate(
         )
     if grid is not None and not solvers:
         raise ValueError("--grid is for the rows that --solvers names; give --solvers")
+    solver_overrides(overrides, solvers=solvers)
     chosen = parse_solvers(
         solvers or [], subject, guidance=guided, autoguided=autoguide is not None, grid=grid
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flowmatch.cli.options import WhichCheckpoint, WhichWeights, one_process
+from flowmatch.cli.options import WhichCheckpoint, WhichWeights, one_process, solver_overrides
 
 
 def likelihood(
@@ -78,6 +78,7 @@ def likelihood(
     run_dirs = [Path(word) for word in words if "=" not in word]
     if len(run_dirs) != 1:
         raise ValueError(f"give one run directory, got {len(run_dirs)}")
+    solver_overrides(overrides, solver=solver)
     if exact and probes is not None:
         raise ValueError("give --exact or --probes, not both: the exact divergence has no probes")
     solvers = parse(solver)

@@ -157,6 +157,24 @@ def choose_solver(
     return dataclasses.replace(default, steps=default.steps if steps is None else steps, grid=times)
 
 
+def solver_overrides(words: Sequence[str], **flags: object) -> list[str]:
+    """Those of the overrides that change the config's solver.
+
+    Args:
+        words: "key.path=value" and others.
+        flags: what names a solver too; None or empty where it was not given.
+    Raises:
+        ValueError: both an override and a flag were given.
+    """
+    overrides = [word for word in words if word.startswith(("sample.solver.", "sample.solver="))]
+    given = [name for name, value in flags.items() if value]
+    if overrides and given:
+        raise ValueError(
+            f"{overrides[0]} and --{given[0]} both say which solver; give one of the two"
+        )
+    return overrides
+
+
 def tuned_solver(
     run_dir: str | Path | None,
     *,

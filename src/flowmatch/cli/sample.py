@@ -17,6 +17,7 @@ from flowmatch.cli.options import (
     TimeGrid,
     choose_solver,
     guidance_of,
+    solver_overrides,
     tuned_solver,
     weak_model,
 )
@@ -133,6 +134,9 @@ def sample(
     from flowmatch.training.distributed import describe, start_processes
 
     wanted = parse_seeds(seeds, n_samples)
+    overridden = solver_overrides(
+        words or [], sampling_method=sampling_method, sampling_steps=sampling_steps, grid=grid
+    )
     run_dir, settings, weights = _model(words or [], config, weights)
     flow = load_flow(settings, weights)
     weights_hash = hash_weights(weights)
@@ -150,7 +154,7 @@ def sample(
     elif nfe is not None:
         raise ValueError("--nfe is the budget of --sampling_method auto; else --sampling_steps")
     else:
-        default = settings.sample.solver if run_dir is not None else None
+        default = settings.sample.solver if run_dir is not None or overridden else None
         solver = choose_solver(sampling_method, sampling_steps, default, grid=grid)
     if shard_size is not None and format != "webdataset":
         raise ValueError(f"--shard-size is for --format webdataset, not {format}")

@@ -128,9 +128,8 @@ def _sdedit(field: CountNFE, flow: Flow, x: Tensor, rows: range, job: EditJob) -
 
 def _interpolate(field: CountNFE, flow: Flow, x: Tensor, rows: range, job: EditJob) -> Edited:
     x = x.to(next(flow.parameters()).device)
-    frames = job.frames or 8
     labels = _labels(job, 1, x.device)
-    row = interpolate(field, x[:1], x[1:], frames, job.solver(), labels)[0]
+    row = interpolate(field, x[:1], x[1:], job.length, job.solver(), labels)[0]
     error = (row[[0, -1]] - x).square().flatten(1).mean(1).sqrt().tolist()
     result = to_uint8(row).cpu()
     facts = [{"round_trip_rms": value} for value in error]
@@ -163,7 +162,7 @@ def _names(inputs: Inputs, job: EditJob) -> list[str]:
         return [f"{name}.png" for name in inputs.names]
     if len(inputs.names) != 2:
         raise ValueError(f"interpolate goes between two images, got {len(inputs.names)}")
-    return [f"{'-'.join(inputs.names)}-{i:02d}.png" for i in range(job.frames or 8)]
+    return [f"{'-'.join(inputs.names)}-{i:02d}.png" for i in range(job.length)]
 
 
 def _check_room(folder: Path, names: list[str]) -> None:

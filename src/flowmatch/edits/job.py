@@ -109,6 +109,11 @@ class EditJob:
         return "method" in TASKS[self.task]
 
     @property
+    def length(self) -> int:
+        """Frames of an interpolation."""
+        return 8 if self.frames is None else self.frames
+
+    @property
     def options(self) -> dict[str, Any]:
         """The task's own options that were given."""
         given = {name: getattr(self, name) for name in TASKS[self.task]}
@@ -177,7 +182,10 @@ class EditJob:
         """Where pixels are known, bool [H, W]."""
         height, width = shape[1:]
         if self.mask is not None:
-            return ~read_mask(self.mask, (height, width))
+            unknown = read_mask(self.mask, (height, width))
+            if not unknown.any():
+                raise ValueError(f"the mask {self.mask} is all black; paint white what to fill")
+            return ~unknown
         assert self.box is not None
         top, left, h, w = self.box
         if min(top, left) < 0 or min(h, w) < 1 or top + h > height or left + w > width:

@@ -62,7 +62,7 @@ def summary(record: dict[str, Any], job: EditJob) -> str:
     """What was done, in a line or two."""
     means = record["means"]
     lines = [
-        f"{record['count']:,} images in {job.out} ({job.task}, {record['nfe']:g} evaluations an"
+        f"{_made(record, job)} in {job.out} ({job.task}, {record['nfe']:g} evaluations an"
         f" image, {record['seconds']:.1f} s); see {job.out / SHEET}"
     ]
     if "psnr" in means:
@@ -71,6 +71,14 @@ def summary(record: dict[str, Any], job: EditJob) -> str:
     if "round_trip_rms" in means:
         lines.append(f"the ends come back with an RMS error of {means['round_trip_rms']:.3g}")
     return "\n".join(lines)
+
+
+def _made(record: dict[str, Any], job: EditJob) -> str:
+    """How many images came out."""
+    count = record["count"]
+    if job.task == "interpolate":
+        return f"{job.length} frames between two images"
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 _PSNR = (("result", "psnr"), ("naive", "psnr_naive"))

@@ -131,10 +131,15 @@ def _trace(v: Tensor, x: Tensor, keep_graph: bool) -> Tensor:
 
 def _vjp(v: Tensor, x: Tensor, vector: Tensor, keep_graph: bool) -> Tensor:
     """`vector^T dv/dx` of each sample, [B, *D]."""
-    if not v.requires_grad:
+    product = None
+    if v.requires_grad:
+        (product,) = torch.autograd.grad(
+            v, x, vector, retain_graph=True, create_graph=keep_graph, allow_unused=True
+        )
+    if product is None:  # no zero: most often a mistake, and then the density would be wrong
         raise ValueError(
             "the velocity carries no derivative with respect to x; a field whose density is asked"
-            " for must not be computed under no_grad or from x.detach()"
+            " for must not be computed under no_grad or from x.detach(). Where it is really"
+            " constant in x, add 0 * x"
         )
-    (product,) = torch.autograd.grad(v, x, vector, retain_graph=True, create_graph=keep_graph)
     return product

@@ -17,6 +17,6 @@ def require_plain_ode(solver: Solver) -> None:
     for attribute, why in (("stochastic", "adds noise"), ("needs_path", "steps along the path")):
         if getattr(solver, attribute, False):
             raise ValueError(
-                f"the solver {name} {why}, so it cannot follow a flow from data to noise and carry"
+                f"the solver {name} {why}, so it cannot follow data back to its noise or carry"
                 " its density; use dopri5, or heun or rk4 with many steps"
             )

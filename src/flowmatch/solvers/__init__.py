@@ -83,7 +83,8 @@ def parse(spec: str) -> list[AnySolver]:
     steps = [int(n) if n.isdecimal() else 0 for n in counts.split(",")]
     if min(steps) < 1:
         raise ValueError(
-            f"cannot read the solver {spec!r}; write its name and step counts, e.g. {name}:10,100"
+            f"cannot read the solver {spec!r}; write its name and step counts of at least 1, e.g."
+            f" {name}:10,100"
         )
     return [solver(steps=n) for n in dict.fromkeys(steps)]
 

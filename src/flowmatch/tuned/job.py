@@ -72,7 +72,7 @@ class TuneJob:
         for flag, value, least in (
             ("--nfe", self.nfe, 1),
             ("--num-samples", self.samples, 2),
-            ("--reference-steps", self.reference_steps, 1),
+            ("--reference-steps", self.reference_steps, self.nfe + 1),
             ("--judged", self.judged, LEAST_EVALUATED),
             ("--bspp", self.batch, 1),
         ):

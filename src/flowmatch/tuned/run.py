@@ -78,7 +78,8 @@ def tune_run(
         accelerator: where to compute, in one process.
         say: tells what takes a while.
     Raises:
-        ValueError: no run, a job that its model cannot do, or a damaged tuned.json.
+        ValueError: no run, a job that its model cannot do, a damaged tuned.json, or a reference
+            that turns out worse than what it should judge; then nothing is written.
     """
     _refuse_checkpoint(run_dir)
     config, folder = open_run(run_dir, checkpoint)
@@ -115,6 +116,7 @@ def tune_run(
         )
     finally:
         bar.close()
+    _check_reference(found)
     outcome = Outcome(found)
     if scores is not None:
         judged = judge(flow, contenders(found, job, cost), job, cost, scores, accelerator)
@@ -122,13 +124,19 @@ def tune_run(
     facts = model_facts(run_dir, folder, weights)
     record = _record(job, outcome, facts, clamped=_is_images(flow))
     write_entry(run_dir, job.nfe, job.guidance, record)
-    if found.reference_error > _FAR_BELOW * found.error:
-        warnings.warn(
-            f"the reference is itself off by about {found.reference_error:.2g}, which is not far"
-            f" below {found.error:.2g}; raise --reference-steps above {found.reference.steps}",
-            stacklevel=2,
-        )
     return outcome
+
+
+def _check_reference(found: Tuned) -> None:
+    off = f"the reference is itself off by about {found.reference_error:.2g}"
+    more = f"raise --reference-steps above {found.reference.steps}"
+    if found.reference_error >= found.error:
+        raise ValueError(
+            f"{off}, no less than the {found.error:.2g} of what it chose, so nothing was written;"
+            f" {more}"
+        )
+    if found.reference_error > _FAR_BELOW * found.error:
+        warnings.warn(f"{off}, and what it chose by {found.error:.2g}; {more}", stacklevel=3)
 
 
 def _record(

@@ -105,7 +105,7 @@ def tune(
         among: the solvers to choose from; None is `candidates(nfe, ...)`.
         cost: what a solver costs, in network evaluations a sample.
         reference_steps: of the fine solver, AB3 on a uniform grid; None is 10 for each evaluation
-            of the budget, at least 100.
+            of the budget, at least 100; it must be more than `nfe`.
         clamp: compare what is left in [-1, 1], the range of images.
         batch: samples computed at once.
         budget: evaluations (counted for each sample) that fitting grids may take; 0 leaves the
@@ -113,7 +113,8 @@ def tune(
             about 30 steps on, that is too little to fit each time.
         progress: called with the evaluations done and about how many there will be.
     Raises:
-        ValueError: too few samples, no candidate that fits the budget, or none that ends anywhere.
+        ValueError: too few samples, no candidate that fits the budget, none that ends anywhere, or
+            a reference that is no finer than they.
     Source: error against a fine solver as the criterion: Shaul et al. 2024, "Bespoke Solvers for
     Generative Flow Models", section 2.
     """
@@ -125,6 +126,8 @@ def tune(
     path = path_of(field) if path is None else path
     chosen = candidates(nfe, path=path, cost=cost) if among is None else _within(nfe, among, cost)
     fine = max(100, 10 * nfe) if reference_steps is None else reference_steps
+    if fine <= nfe:
+        raise ValueError(f"the reference must have more steps than the budget of {nfe}, got {fine}")
     reference = AB3(steps=fine, safe_end=False)  # its order up to the end, and no call there
     third, cond = len(x0) // 3, as_cond(cond)
     budget = 60 * nfe * third if budget is None else budget
