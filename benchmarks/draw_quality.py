@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 from flowmatch.markdown import table
 from flowmatch.solvers import by_name
 
+BUDGETS = (2, 4, 6, 8, 10, 20, 50, 100)
 JUDGES = {"trajectories": "k*", "samples": "r*"}  # how each judge's choices are marked
 FAMILIES = {
     "Runge-Kutta": ("Blues", ("euler", "midpoint", "heun", "ralston", "heun3", "rk4")),
@@ -81,23 +82,25 @@ def value(row: dict[str, Any], document: dict[str, Any]) -> float:
 
 
 def as_table(document: dict[str, Any], lines: dict[str, dict[float, dict[str, Any]]]) -> str:
-    """Solvers down, evaluations across; the best of each column is bold."""
-    columns = sorted({nfe for rows in lines.values() for nfe in rows})
-    best = {
-        nfe: min(value(rows[nfe], document) for rows in lines.values() if nfe in rows)
-        for nfe in columns
+    """Solvers down, budgets across; the best of each column is bold, smaller numbers are named."""
+    within = {
+        name: {next(b for b in BUDGETS if nfe <= b): row for nfe, row in rows.items()}
+        for name, rows in lines.items()
     }
-    cells = [["solver", *(f"{nfe:g}" for nfe in columns)]]
-    for name, rows in lines.items():
-        cells.append([name, *(cell(rows.get(nfe), document, best[nfe]) for nfe in columns)])
+    columns = sorted({budget for rows in within.values() for budget in rows})
+    best = {b: min(value(row[b], document) for row in within.values() if b in row) for b in columns}
+    cells = [["solver", *map(str, columns)]]
+    for name, rows in within.items():
+        cells.append([name, *(cell(rows.get(b), document, b, best[b]) for b in columns)])
     return table(cells)
 
 
-def cell(row: dict[str, Any] | None, document: dict[str, Any], best: float) -> str:
+def cell(row: dict[str, Any] | None, document: dict[str, Any], budget: int, best: float) -> str:
     if row is None:
         return ""
     number = f"{value(row, document):.3g}"
-    return f"**{number}**" if value(row, document) == best else number
+    number = f"**{number}**" if value(row, document) == best else number
+    return number if row["nfe"] == budget else f"{number} ({row['nfe']:g})"
 
 
 def draw(
@@ -114,7 +117,7 @@ def draw(
             line(name, "o--" if by_name(name).stochastic else "o-", ms=3.5, lw=1.3, color=shade)
     for judge, style in JUDGES.items():
         line(tuned_by(judge), style, ms=10, zorder=5)
-    ticks = sorted({nfe for rows in lines.values() for nfe in rows} & {2, 4, 6, 8, 10, 20, 50, 100})
+    ticks = sorted({nfe for rows in lines.values() for nfe in rows} & {*BUDGETS})
     axes.set(xscale="log", yscale="log", xlabel="network evaluations a sample (NFE)")
     axes.set_ylabel(f"{metric(document)} (lower is better)")
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])

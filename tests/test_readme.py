@@ -27,7 +27,7 @@ FEWER = {  # in commands that evaluate
     "heun:5,50": "heun:1",
 }
 QUICK = {  # in commands that take long for what they are
-    "tune": ("--num-samples", "4", "--reference-steps", "10", "--solvers", "heun,unipc"),
+    "tune": ("--num-samples", "4", "--reference-steps", "20", "--solvers", "heun,unipc"),
     "likelihood": ("--num-samples", "4", "--solver", "heun:2"),
     "edit": ("--steps", "4"),
 }
@@ -130,6 +130,7 @@ SCRIPTS = {
     "benchmarks/train_step.py": ["--rounds", "2", "--batch", "2"],
     "benchmarks/sampler.py": ["--rounds", "2", "--batch", "2", "--steps", "2", "--loop-steps", "4"],
     "benchmarks/solvers.py": ["--samples", "20", "--nfe", "2", "4", "--picture", "/dev/null"],
+    "benchmarks/draw_quality.py": ["docs/numbers/digits-solvers.json"],
     "benchmarks/evaluation.py": ["--images", "100", "--samples", "20", "--nfe", "2"],
     "benchmarks/output.py": ["--images", "200", "--rounds", "2"],
 }
@@ -143,7 +144,8 @@ def test_every_script_is_run():
 
 @pytest.mark.parametrize(("script", "short"), SCRIPTS.items(), ids=SCRIPTS.keys())
 def test_the_scripts_run(script, short, tmp_path):
-    out = tmp_path / ("out.png" if script.startswith("examples") else "out.jsonl")
+    draws = script.startswith(("examples/", "benchmarks/draw"))
+    out = tmp_path / ("out.png" if draws else "out.jsonl")
     done = run(sys.executable, ROOT / script, *short, "--out", out)
     assert done.returncode == 0, done.stderr
     assert out.stat().st_size > 0
