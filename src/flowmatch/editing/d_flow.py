@@ -29,8 +29,9 @@ class DFlow(Restoration):
 
     The start `sqrt(blend) Phi^-1(naive) + sqrt(1 - blend) n` decides which of the solutions is
     found: nothing else keeps x0 likely. For a flow that is affine in x0 the solution is the one
-    nearest to the start, hence with blend 0 an exact draw from the posterior. The
-    search ends once the residual is no larger than the noise of M measured numbers.
+    nearest to the start, hence with blend 0 and an exact measurement a draw from the posterior. The
+    search ends once the residual is no larger than the noise of M measured numbers; where its last
+    step goes far below that, x1 follows the noise after all.
 
     Each sample is optimised on its own. Only the states of the solver are kept; the backward pass
     computes each network evaluation again, so an iteration costs about two evaluations and one

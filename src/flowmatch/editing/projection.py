@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Literal
@@ -11,7 +12,11 @@ from torch import Tensor
 from flowmatch.editing.operators import LinearOperator
 from flowmatch.editing.restoration import Denoiser, Noise, Restoration, midpoints
 from flowmatch.paths import AffinePath
+from flowmatch.solvers.on_path import points
 from flowmatch.tensors import batch_time, expand_like
+
+_NOISY = 0.2
+"""The noise from which on x0 follows the corrected prediction: found on correlated Gaussians."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,17 +24,21 @@ class Projection(Restoration):
     """Sample, and make every data prediction agree with the measurement on the way.
 
         D = E[x1 | xt],   D' = D + A^T (A A^T + s^2 / r_t^2)^+ (y - A D),
-        xs = alpha(s) D' + sigma(s) (sqrt(1 - fresh^2) x0 + fresh n)
+        xs = alpha(s) D' + sqrt(sigma(s)^2 - u^2) x0 + u n,
+        u = fresh sigma(s) sqrt(1 - (alpha(t) sigma(s) / (alpha(s) sigma(t)))^2)
 
-    where x0 is the noise that `xt` and `D` imply and n is new. `r_t^2 = sigma^2 / (sigma^2 +
-    alpha^2)` is the variance of x1 given xt for data of variance 1; without noise in the
-    measurement `A D' = y` exactly. Walking a stretch of the way again from new noise (`resample`)
-    gives unknown pixels the time to agree with known ones.
+    where n is new noise, as much of it as ancestral sampling adds, so that what the measurement
+    leaves open varies as it should. `r_t^2 = sigma^2 / (sigma^2 + alpha^2)` is the variance of x1
+    given xt for data of variance 1; without noise in the measurement `A D' = y` exactly. x0 is the
+    noise that `xt` and D imply; of a noisy measurement, by the share `s^2 / (s^2 + 0.2^2)`, that
+    which `xt` and D' imply, without which small corrections would add up until y is met. Walking a
+    stretch of the way again from new noise (`resample`) gives unknown pixels the time to agree with
+    known ones.
 
     Args:
         steps: network evaluations of one walk, >= 1.
         sigma_y: level of the measurement's noise, >= 0, in units of the image.
-        fresh: share of new noise at each step, in [0, 1]; 0 keeps to the ODE.
+        fresh: share of the new noise of ancestral sampling, in [0, 1]; 0 keeps to the ODE.
         resample: how often each stretch is walked, >= 1.
         jump: steps of a stretch, >= 1.
     Raises:
@@ -88,14 +97,16 @@ class Projection(Restoration):
         new: Tensor,
     ) -> Tensor:
         """From `x` at t to the next time s, `A` of its data prediction made to agree with y."""
-        path, time = denoise.path, batch_time(t, x)
-        alpha, sigma = float(path.alpha(time[0])), float(path.sigma(time[0]))
-        variance = sigma**2 / (sigma**2 + alpha**2)
+        here, end = points(denoise.path, [t, s])
+        variance = here.sigma**2 / (here.sigma**2 + here.alpha**2)
         x1 = denoise(x, t)
-        x0 = path.convert(x1, x, time, source="x1", to="x0")
-        x1 = x1 + operator.pinv(y - operator(x1), ridge=self.sigma_y**2 / variance)
-        x0 = (1 - self.fresh**2) ** 0.5 * x0 + self.fresh * new
-        return path.xt(x0, x1, batch_time(s, x))
+        change = operator.pinv(y - operator(x1), ridge=self.sigma_y**2 / variance)
+        share = self.sigma_y**2 / (self.sigma_y**2 + _NOISY**2)
+        x0 = (x - here.alpha * (x1 + share * change)) / here.sigma
+        kept = here.alpha * end.sigma / (end.alpha * here.sigma)
+        u = self.fresh * end.sigma * math.sqrt(max(0.0, 1 - kept**2))
+        left = math.sqrt(max(0.0, end.sigma**2 - u**2))
+        return end.alpha * (x1 + change) + left * x0 + u * new
 
 
 def back(path: AffinePath, x: Tensor, t: float, s: float, new: Tensor) -> Tensor:

@@ -37,4 +37,7 @@ class DEIS(Exponential):
             ]
 
         nodes = [point.t for point in seen]
-        return end.alpha / here.alpha, lagrange_integrals(nodes, here.t, end.t, rate)
+        # (sigma/alpha)' is like 1/t^2 near the noise
+        wide = min(here.t, end.t) > 0
+        weights = lagrange_integrals(nodes, here.t, end.t, rate, logarithmic=wide)
+        return end.alpha / here.alpha, weights

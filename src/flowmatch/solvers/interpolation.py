@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -13,6 +14,8 @@ def lagrange_integrals(
     start: float,
     end: float,
     density: Callable[[Sequence[float]], Sequence[float]] | None = None,
+    *,
+    logarithmic: bool = False,
 ) -> list[float]:
     """`w_j = integral from start to end of l_j(u) density(u) du`, l_j the Lagrange polynomials.
 
@@ -22,12 +25,19 @@ def lagrange_integrals(
         nodes: distinct points, one or more.
         start, end: the range, usually beyond the nodes.
         density: the integral's weight at given points; None is 1.
+        logarithmic: integrate over log u, for a density that changes by orders of magnitude between
+            `start` and `end`, which are then positive.
     Source: quadrature of Gauss and Legendre; without a density it is exact.
     """
     at, weights = _gauss_legendre(len(nodes) if density is None else 16)
+    if logarithmic:
+        start, end = math.log(start), math.log(end)
     middle, half = (start + end) / 2, (end - start) / 2
     u = [middle + half * a for a in at]
     values = [half * w for w in weights]
+    if logarithmic:
+        u = [math.exp(a) for a in u]
+        values = [value * a for value, a in zip(values, u, strict=True)]  # du = u d(log u)
     if density is not None:
         values = [value * d for value, d in zip(values, density(u), strict=True)]
     out = []

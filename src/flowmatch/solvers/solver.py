@@ -86,8 +86,8 @@ class GridSolver(Solver, ABC):
         return self.steps * self.stages + self.extra
 
     def times(self, t0: float = 0.0, t1: float = 1.0) -> list[float]:
-        """The `steps + 1` times from `t0` to `t1`; both ends are exact."""
-        return self.grid.between(t0, t1, self.steps)
+        """The `steps + 1` times from `t0` to `t1`, both ends exact; one where they are the same."""
+        return self.grid.between(t0, t1, self.steps) if t0 != t1 else [t0]
 
     def asked(self, t0: float = 0.0, t1: float = 1.0) -> list[float]:
         """The times that the field will be asked at, so that they can be made ready together."""

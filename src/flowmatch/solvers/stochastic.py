@@ -77,15 +77,20 @@ class Diffusing(Stochastic, ABC):
         super().__post_init__()
         check_diffusion(self.diffusion, self.scale)
 
-    def noise_rate(self, at: Point) -> float:
-        """`g^2` at a point; 0 where it is infinite, so that such a process starts as an ODE."""
-        rate = self.scale * squared_diffusion(self.diffusion, at) if self.scale else 0.0
-        return rate if math.isfinite(rate) else 0.0
+    def noise_rate(self, at: Point, h: float) -> float:
+        """`g^2` at a point, for a step of size `h`.
 
-    def drift(self, f: OnPath, x: Tensor, at: Point) -> Tensor:
+        Any g keeps the marginals, so it is chosen small enough for the step: at `g^2 h = 2 sigma^2`
+        the drift takes all of x0 away at once, and a step beyond it would overshoot, the more the
+        nearer to the data. Where g is infinite the process starts as an ODE.
+        """
+        rate = self.scale * squared_diffusion(self.diffusion, at) if self.scale else 0.0
+        return min(rate, 2 * at.sigma**2 / h) if math.isfinite(rate) else 0.0
+
+    def drift(self, f: OnPath, x: Tensor, at: Point, rate: float) -> Tensor:
         """`v + g^2/2 score`."""
         v = f(x, at.t)
-        rate = self.noise_rate(at)
-        if rate == 0 or at.stands_still:
+        if rate == 0 or (at.stands_still and at.alpha > 0):
             return v
-        return v.sub(at.x0(x, v), alpha=rate / (2 * at.sigma))
+        x0 = at.x0(x, v) if at.alpha > 0 else x / at.sigma
+        return v.sub(x0, alpha=rate / (2 * at.sigma))

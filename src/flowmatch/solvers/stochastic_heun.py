@@ -25,8 +25,9 @@ class StochasticHeun(Diffusing):
 
     def noisy_step(self, f: OnPath, x: Tensor, here: Point, end: Point, k: int) -> Tensor:
         h = end.t - here.t
-        rate = (self.noise_rate(here) + self.noise_rate(end)) / 2  # its integral, to second order
+        before, after = self.noise_rate(here, h), self.noise_rate(end, h)
+        rate = (before + after) / 2  # its integral, to second order
         kick = f.noise(k, x) * math.sqrt(rate * h) if rate else 0.0
-        first = self.drift(f, x, here)
-        second = self.drift(f, x.add(first, alpha=h) + kick, end)
+        first = self.drift(f, x, here, before)
+        second = self.drift(f, x.add(first, alpha=h) + kick, end, after)
         return x.add(first + second, alpha=h / 2) + kick

@@ -35,7 +35,7 @@ class TuneJob:
         judge: what decides in the end: nearness to the "trajectories", or the "samples", for which
             solvers that add noise are tried as well.
         judged: samples that the solvers in the last round are judged by.
-        seed: which noise; sample i depends on (seed, i), and its class is i mod classes. It is
+        seed: which noise and classes; sample i depends on (seed, i). It is
             other noise than that which `sample` and `evaluate` draw with the same seed.
         batch: samples computed at once; changes nothing but speed and memory.
     """

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 import flowmatch
 from flowmatch.evaluation import Request, prepare
 from flowmatch.flow import Flow
+from flowmatch.randomness import keyed_generator
 from flowmatch.room import require_writable
 from flowmatch.runs import WEIGHT_FILES, Weights, load_flow, model_facts, open_run
 from flowmatch.sampling import noise
@@ -98,7 +100,8 @@ def tune_run(
             Request(), flow.shape, config, accelerator, conditional=conditional, say=say
         )
     x0 = noise(range(3 * job.samples), flow.shape, stream=job.stream).to(device)
-    label = torch.arange(len(x0), device=device) % flow.num_classes if flow.num_classes else None
+    label = _labels(len(x0), flow.num_classes, job.stream)
+    label = label.to(device) if label is not None else None
     bar = _Progress()
     try:
         found = tune(
@@ -125,6 +128,14 @@ def tune_run(
     record = _record(job, outcome, facts, clamped=_is_images(flow))
     write_entry(run_dir, job.nfe, job.guidance, record)
     return outcome
+
+
+def _labels(count: int, classes: int | None, stream: int) -> Tensor | None:
+    """All classes in a random order, over and over: of many classes, any part sees a mixture."""
+    if classes is None:
+        return None
+    order = torch.randperm(classes, generator=keyed_generator("tuned classes", stream))
+    return order[torch.arange(count) % classes]
 
 
 def _check_reference(found: Tuned) -> None:

@@ -62,11 +62,13 @@ def refine(
         better was found, or there is nothing to choose.
     Source: Marquardt 1963; the weights: Weiszfeld 1937 (iteratively reweighted least squares).
     """
-    started = trials.evaluations
+    started, placing = trials.evaluations, solver.nfe * len(trials)
+    if placing > budget:
+        return solver
     here = first = _place(trials, solver, _log_steps(solver), fits)
     damping = 1e-2
     while here is not None and here.error > floor and len(here.logs):
-        iteration = (len(here.logs) + 1) * solver.nfe * len(trials)
+        iteration = (len(here.logs) + 1) * placing
         if trials.evaluations - started + iteration > budget:
             break
         normal, gradient = _normal_equations(trials, here)
