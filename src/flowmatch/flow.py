@@ -17,6 +17,9 @@ Cond = Mapping[str, Tensor]
 Field = Callable[[Tensor, Tensor, Cond | None], Tensor]
 """`(x [B, *D], t [B], cond) -> v [B, *D]`: what is sampled, guided, counted and wrapped."""
 
+_INSIDE = 0.01
+"""How far from an end a velocity is taken that is not determined at the end itself."""
+
 
 class Flow(nn.Module):
     """A network, the path it was trained on, and what it predicts: together, a velocity field.
@@ -41,6 +44,7 @@ class Flow(nn.Module):
         self.path = path
         self.predict: Prediction = predict
         self.shape = shape
+        self._open_ends = _open_ends(path, predict)
         self._too_large = math.inf  # values of a stacked batch that did not fit into memory
 
     @property
@@ -51,9 +55,13 @@ class Flow(nn.Module):
     def forward(self, x: Tensor, t: float | Tensor, cond: Cond | Tensor | None = None) -> Tensor:
         """The velocity at `x` [B, *D] and time `t` (a number or [B]), shaped like `x`.
 
-        `cond` is None, a mapping from names to tensors, or a bare label tensor [B].
+        `cond` is None, a mapping from names to tensors, or a bare label tensor [B]. At an end of
+        time where the prediction says nothing about the velocity (x0 and score at t=0, x1 at t=1),
+        it is that of the same point 0.01 inside.
         """
         t = batch_time(t, x)
+        if self.predict != "velocity":
+            t = self._determined(t)
         prediction = self.prediction(x, t, cond)
         return self.path.convert(prediction, x, t, source=self.predict, to="velocity")
 
@@ -102,6 +110,12 @@ class Flow(nn.Module):
             torch.accelerator.memory.empty_cache()  # after the except: its traceback holds tensors
         return [self(x, t, cond) for cond in conds]
 
+    def _determined(self, t: Tensor) -> Tensor:
+        """`t`, but a little inside where the prediction leaves the velocity open at an end."""
+        for end, inside in self._open_ends.items():
+            t = torch.where(t == end, inside, t)
+        return t
+
     def _nulls(self) -> dict[str, int]:
         return {} if self.num_classes is None else {"label": self.num_classes}
 
@@ -114,6 +128,20 @@ class Flow(nn.Module):
             return None
         null = self.null(named)
         return [{**null, **(cond or {})} for cond in conds]
+
+
+def _open_ends(path: AffinePath, predict: Prediction) -> dict[float, float]:
+    """The ends of time at which a prediction does not determine a velocity, and where it is taken.
+
+    The x0 of pure noise says nothing about x1, nor the x1 of clean data about x0. Nearer to an end,
+    the errors of a network grow by one over the distance to it.
+    """
+    inside = {0.0: _INSIDE, 1.0: 1 - _INSIDE}
+    ends = torch.tensor(list(inside), dtype=torch.float64)
+    one = torch.ones(len(ends), 1, dtype=torch.float64)
+    velocity = path.convert(one, one, ends, source=predict, to="velocity")
+    known = velocity.isfinite().flatten().tolist()
+    return {end: inside[end] for end, is_known in zip(inside, known, strict=True) if not is_known}
 
 
 def as_cond(cond: Cond | Tensor | None) -> Cond | None:

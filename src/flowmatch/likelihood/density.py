@@ -17,7 +17,7 @@ from flowmatch.likelihood.divergence import Divergence, FixedDivergence, Hutchin
 from flowmatch.likelihood.plain_ode import require_plain_ode
 from flowmatch.likelihood.prior import Prior, standard_normal
 from flowmatch.sampling import bind
-from flowmatch.solvers import Dopri5, Solver, TimeField
+from flowmatch.solvers import Dopri5, Solver, Stalled, TimeField
 
 _ADAPTIVE = Dopri5()
 _ONE_PROBE = Hutchinson()
@@ -72,9 +72,9 @@ def log_prob(
             a data set that is done in batches, pass the indices.
         t0: time of the source.
         t1: time of the data; below 1 this is the density of the flow that stops there. A network
-            that predicts the velocity is smooth up to 1, the default. One that predicts x1 divides
-            by 1 - t, and the exact velocity of a `VP` path is infinite at 1: stop these a little
-            before, e.g. at 1 - 1e-3.
+            that predicts the velocity is smooth up to 1, the default. The velocity of one that
+            predicts x1 is a difference over 1 - t, and that of a `VP` path infinite at 1: stop
+            these a little before, e.g. at 1 - 1e-3.
     Returns:
         Nats, [B], in the dtype of `x1`, float32 or wider.
     Raises:
@@ -118,19 +118,19 @@ def estimate_log_prob(
     _check(x1, numbers)
     x1 = x1.to(torch.promote_types(x1.dtype, torch.float32))
     f = bind(field, cond)
-    start = f(x1, t1)
-    if not bool(start.isfinite().all()):
-        raise ValueError(
-            f"the velocity at t1={t1:g} is not finite; a network that predicts x1, or a path that"
-            " ends steeply, must be left a little before: pass t1=0.999"
-        )
-    keep_graph = torch.is_grad_enabled() and (start.requires_grad or x1.requires_grad)
+    keep_graph = torch.is_grad_enabled() and (x1.requires_grad or f(x1, t1).requires_grad)
     estimates = divergence.fix(x1, numbers)
     augmented = _Augmented(f, estimates, tuple(x1.shape[1:]), keep_graph)
     columns = divergence.columns
     state = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), columns)], dim=1)
-    state = solver.integrate(augmented, state, t0=t1, t1=t0)
+    try:
+        state = solver.integrate(augmented, state, t0=t1, t1=t0)
+    except Stalled:
+        _require_finite(f(x1, t1), t1)
+        raise
     x0, gained = augmented.position(state), state[:, -columns:]
+    if not bool(state.isfinite().all()):
+        _require_finite(f(x1, t1), t1)
     return LogProb(prior(x0) + gained.mean(1), divergence.error(gained.detach()), x0)
 
 
@@ -161,6 +161,15 @@ class _Augmented:
     def position(self, state: Tensor) -> Tensor:
         """The x [B, *D] of a state [B, *D values + P]."""
         return state[:, : math.prod(self.shape)].reshape(-1, *self.shape)
+
+
+def _require_finite(velocity: Tensor, t1: float) -> None:
+    """Asked only once something went wrong, since it is one evaluation more."""
+    if not bool(velocity.isfinite().all()):
+        raise ValueError(
+            f"the velocity at t1={t1:g} is not finite; a path that ends steeply, as vp does, must be"
+            " left a little before: pass t1=0.999"
+        )
 
 
 def _check(x1: Tensor, seeds: list[int]) -> None:

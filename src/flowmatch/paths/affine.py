@@ -90,8 +90,8 @@ class AffinePath(Component, ABC):
             to: the kind wanted.
         Returns:
             The prediction of kind `to`, [B, *D]. Where the solve is singular (x1 from a velocity at
-            a time when nothing moves, a velocity from x1 at t=1, a score at sigma=0) it is not
-            finite; solvers keep away from these ends.
+            a time when nothing moves, a velocity from x1 at t=1 or from x0 at t=0, a score at
+            sigma=0) it is not finite; `Flow` keeps away from these ends.
         Source: Lipman et al. 2024, section 4.8.1 and table 1 (there as separate formulas).
         """
         if source == to:

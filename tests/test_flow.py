@@ -1,0 +1,70 @@
+"""A flow reads every kind of prediction as a velocity, at the ends of time too."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import flowmatch as fm
+from closed_form import GaussianFlow
+from flowmatch.paths import VP, Linear, Polynomial, Trig
+from flowmatch.tensors import expand_like
+
+PATHS = (Linear(), Trig(), VP(), Polynomial())
+
+
+class Predictor(nn.Module):
+    """The exact prediction of one kind for a Gaussian flow, in the form that a network learns."""
+
+    num_classes = None
+
+    def __init__(self, field: GaussianFlow, kind: str) -> None:
+        super().__init__()
+        self.field, self.kind = field, kind
+
+    def forward(self, x, t, cond=None):
+        path, mean, std = self.field.path, self.field.mean, self.field.std
+        alpha, sigma = (expand_like(c, x) for c in (path.alpha(t), path.sigma(t)))
+        off, variance = x - alpha * mean, alpha**2 * std**2 + sigma**2
+        if self.kind == "x1":
+            return mean + alpha * std**2 / variance * off
+        return sigma / variance * off if self.kind == "x0" else -off / variance
+
+
+@pytest.mark.parametrize("kind", ["x1", "x0", "score"])
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.kind)
+def test_every_prediction_is_sampled_from_end_to_end_and_back(path, kind):
+    field = GaussianFlow(path=path)
+    flow = fm.Flow(Predictor(field, kind), path=path, predict=kind)
+    x0 = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    exact = field.solution(x0, 1.0)
+    for solver in (fm.solvers.Heun(steps=50), fm.solvers.UniPC(steps=50), fm.solvers.Dopri5()):
+        torch.testing.assert_close(fm.sample(flow, x0, solver), exact, rtol=0, atol=0.03)
+    back = fm.invert(flow, exact, fm.solvers.Heun(steps=100))
+    torch.testing.assert_close(back.x0, x0, rtol=0, atol=0.03)
+
+
+def test_within_time_nothing_is_moved_inside():
+    field = GaussianFlow()
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.tensor([1e-6, 0.005, 0.5, 0.995, 1 - 1e-6])
+    for kind in ("x1", "x0", "score"):
+        flow = fm.Flow(Predictor(field, kind), predict=kind)
+        torch.testing.assert_close(flow(x, t.double()), field(x, t.double()), rtol=1e-6, atol=1e-6)
+
+
+def test_an_open_end_is_that_of_its_prediction():
+    x = torch.ones(1, 1, dtype=torch.float64)
+    ends = {0.0: 0.01, 1.0: 0.99}
+    for kind, open_ends in (("x0", {0.0}), ("x1", {1.0}), ("score", {0.0, 1.0})):
+        seen = []
+
+        class Watching(Predictor):
+            def forward(self, x, t, cond=None, seen=seen):
+                seen.append(t.item())
+                return super().forward(x, t)
+
+        flow = fm.Flow(Watching(GaussianFlow(), kind), predict=kind)
+        for end in ends:
+            assert math.isfinite(flow(x, end).item())
+        assert seen == [ends[end] if end in open_ends else end for end in ends]
