@@ -83,6 +83,25 @@ def test_the_readme_of_the_library_in_ten_lines():
     assert nearest.mean() < 0.4 * of_noise.mean()
 
 
+def test_times_lie_between_noise_and_data():
+    x = torch.zeros(2, 2)
+    for times in ({"t1": 2.0}, {"t0": float("nan")}, {"t0": -0.1}):
+        with pytest.raises(ValueError, match=r"times lie in \[0, 1\]"):
+            fm.sample(GaussianFlow(), x, Euler(steps=2), **times)
+    for density in (fm.log_prob, fm.invert):
+        with pytest.raises(ValueError, match="lies before t1; got 1 and 0"):
+            density(GaussianFlow(), x, t0=1.0, t1=0.0)
+
+
+def test_a_condition_belongs_to_its_batch():
+    x = torch.zeros(4, 2)
+    with pytest.raises(ValueError, match=r"label has shape \(3,\) for a batch of 4"):
+        fm.sample(GaussianFlow(), x, Euler(steps=2), torch.arange(3))
+    for wrong in ([0, 1, 2, 3], 3, {"label": [0, 1, 2, 3]}):
+        with pytest.raises(TypeError, match=r"write torch\.tensor"):
+            fm.sample(GaussianFlow(), x, Euler(steps=2), wrong)
+
+
 def test_a_solvers_name_is_no_solver():
     with pytest.raises(TypeError, match=r"must be a Solver such as .* got 'heun'"):
         fm.sample(GaussianFlow(), torch.randn(2, 2), "heun")

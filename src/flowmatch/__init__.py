@@ -1,4 +1,4 @@
-"""flowmatch: train, sample, evaluate and distil flow-matching models in PyTorch.
+"""flowmatch: train, sample, tune, evaluate and use flow-matching models in PyTorch.
 
 Names are imported when they are first used, so that the command answers at once.
 """

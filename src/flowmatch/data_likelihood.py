@@ -143,7 +143,13 @@ def summary(document: dict[str, Any]) -> list[str]:
     lines += [
         f"{'round trip':15}{trip['mean']:.2g} RMS from data to noise to data, at most"
         f" {trip['largest']:.2g}",
-        "± one standard error over the samples; in brackets, the part that the probes cause",
+        "log-density in nats: higher is better; bits/dim: lower is better"
+        if result["bits_per_dim"]
+        else "log-density in nats: higher is better",
+        "± one standard error over the samples"
+        + (
+            "" if protocol["divergence"]["kind"] == "exact" else "; in brackets, that of the probes"
+        ),
         document["sentence"],
     ]
     levels = protocol["data"]["levels"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,6 +97,37 @@ def _on_path(
     return f if path is None else OnPath(f, path, noise or (lambda k, x: torch.randn_like(x)))
 
 
+def check_times(t0: float, t1: float, *, forward: bool = False) -> None:
+    """Refuse times outside [0, 1], where a flow is not defined; `forward`: and t0 >= t1."""
+    if not (0 <= t0 <= 1 and 0 <= t1 <= 1):
+        raise ValueError(f"times lie in [0, 1], from noise to data; got t0={t0:g} and t1={t1:g}")
+    if forward and t0 >= t1:
+        raise ValueError(f"t0 is the time of the noise and lies before t1; got {t0:g} and {t1:g}")
+
+
+def checked_cond(cond: Cond | Tensor | None, x: Tensor) -> Cond | None:
+    """The condition as a mapping, refused where it does not belong to the batch `x` [B, *D].
+
+    Raises:
+        TypeError: it is neither a tensor nor a mapping to tensors.
+        ValueError: it has another length.
+    """
+    named = as_cond(cond)
+    if named is None:
+        return None
+    if not isinstance(named, Mapping) or not all(isinstance(v, Tensor) for v in named.values()):
+        raise TypeError(
+            "cond must be a label tensor [B] or a mapping from names to tensors, got"
+            f" {type(cond).__name__}; write torch.tensor([...])"
+        )
+    for name, value in named.items():
+        if value.shape[:1] != x.shape[:1]:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} for a batch of {len(x)}; give one a sample"
+            )
+    return named
+
+
 @torch.no_grad()
 def sample(
     field: Field,
@@ -126,14 +157,16 @@ def sample(
         solver itself to differentiate through the trajectory.
     Raises:
         TypeError: the solver is no `Solver`, e.g. its name.
-        ValueError: the solver needs the path and nobody knows it.
+        ValueError: the solver needs the path and nobody knows it, a time outside [0, 1], or a
+            condition of another length than the batch.
     """
     if not isinstance(solver, Solver):
         raise TypeError(
             f"the solver must be a Solver such as fm.solvers.Heun(steps=25), got {solver!r}"
         )
+    check_times(t0, t1)
     times = solver.asked(t0, t1) if isinstance(solver, GridSolver) else ()
-    f = _timed(field, as_cond(cond), batch_times(times, x0))
+    f = _timed(field, checked_cond(cond, x0), batch_times(times, x0))
     if solver.needs_path:  # a layer around f that the others need not pay for
         noise = step_noise(seeds, stream=stream) if seeds is not None else None
         f = _on_path(f, field, path, noise)

@@ -149,6 +149,16 @@ def test_interpolation(flowmatch, trained, digits, tmp_path):
     assert Image.open(tmp_path / "out/contact-sheet.png").width == 4 * 58 + 2
 
 
+def test_images_of_one_name_are_interpolated(flowmatch, trained, digits, tmp_path):
+    for path, folder in zip(digits[:2], ("a", "b"), strict=True):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.png").write_bytes(path.read_bytes())
+    images = (tmp_path / "a/same.png", tmp_path / "b/same.png")
+    out = ("--frames", 2, "--steps", 2, "-o", tmp_path / "out")
+    assert flowmatch("edit", "interpolate", trained, *images, *out)[0] == 0
+    assert (tmp_path / "out/same-same-01.png").exists()
+
+
 def test_folders_and_grey_images_saved_as_colour(flowmatch, trained, digits, tmp_path):
     (tmp_path / "folder").mkdir()
     for path in digits:

@@ -75,9 +75,11 @@ def test_the_weak_model(trained):
     weights = trained / "ckpt/step0000006/model_ema.safetensors"
     assert weak_model(None, weights) == (None, None)
     weak, name = weak_model("model", weights)
-    other, other_name = weak_model(str(trained), weights)
+    other, other_name = weak_model(str(trained), weights.with_name("model.safetensors"))
     assert weak.shape == other.shape == (1, 8, 8)
     assert name != other_name
+    with pytest.raises(ValueError, match="the very weights that it should guide"):
+        weak_model(str(trained), weights)
     with pytest.raises(ValueError, match="without averaging beside"):
         weak_model("model", weights.with_name("model.safetensors"))
     with pytest.raises(ValueError, match="no run directory"):

@@ -336,6 +336,17 @@ def test_points_go_to_an_npz(flowmatch, tmp_path):
     assert (tmp_path / "a/contact-sheet.png").is_file()
 
 
+def test_a_job_that_failed_before_its_first_sample_leaves_the_folder_free(
+    flowmatch, trained, tmp_path
+):
+    draw = ("sample", trained, "--n_samples", 2, "--save_dir", tmp_path / "a")
+    tight = ("sample.solver.kind=dopri5", "sample.solver.rtol=1e-30", "sample.solver.atol=1e-30")
+    code, _, err = flowmatch(*draw, *tight)
+    assert (code, "stalled at t=0" in err) == (1, True)
+    assert flowmatch(*draw, "--sampling_steps", 2)[0] == 0
+    assert len(images(tmp_path / "a")) == 2
+
+
 def test_auto_is_what_tune_found(flowmatch, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     draw = ("sample", tmp_path / "run", "--n_samples", 2, "--sampling_method", "auto")
@@ -347,6 +358,10 @@ def test_auto_is_what_tune_found(flowmatch, trained, tmp_path):
     code, _, err = flowmatch(*draw, "--save_dir", tmp_path / "a")
     assert (code, "tuned for 2, 4 evaluations; say which" in err) == (2, True)
     assert flowmatch(*draw, "--nfe", 4, "--save_dir", tmp_path / "a")[0] == 0
+    newest = tmp_path / "run/ckpt/step0000006"
+    by_checkpoint = ("sample", newest, *draw[2:], "--nfe", 4, "--save_dir", tmp_path / "b")
+    assert flowmatch(*by_checkpoint)[0] == 0
+    assert images(tmp_path / "b") == images(tmp_path / "a")
     record = json.loads((tmp_path / "a/sampling.json").read_text())
     tuned = json.loads((tmp_path / "run/tuned.json").read_text())["4"]["solver"]
     assert record["nfe"] == 4

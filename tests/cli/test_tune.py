@@ -175,6 +175,13 @@ def test_mistakes_end_in_one_sentence(flowmatch, trained, words, why):
     assert not (trained / "tuned.json").exists()
 
 
+def test_a_checkpoint_of_another_run_is_refused(flowmatch, run, trained):
+    other = trained / "ckpt/step0000006"
+    code, _, err = flowmatch("tune", run, "--nfe", 2, "--checkpoint", other)
+    assert (code, "is no checkpoint of" in err) == (2, True)
+    assert not (run / "tuned.json").exists()
+
+
 def test_what_is_no_run_is_refused(flowmatch, trained, tmp_path):
     code, _, err = flowmatch("tune", tmp_path, "--nfe", 4)
     assert code == 2

@@ -155,6 +155,16 @@ def test_a_noisy_measurement_is_not_followed_into_its_noise(noise):
     assert known.min() > 0.1 * noise**2
 
 
+def test_what_is_not_linear_is_refused():
+    field = CorrelatedGaussian()
+    squares = FromFunction(lambda x: x**2, (1, 4, 4))
+    with pytest.raises(ValueError, match="of twice an image it does not give twice as much"):
+        restore(Projection(steps=2), field, torch.ones(1, 1, 4, 4).double(), squares)
+    shifted = FromFunction(lambda x: x + 1, (1, 4, 4))
+    with pytest.raises(ValueError, match="maps 0 to something else"):
+        restore(Projection(steps=2), field, torch.ones(1, 1, 4, 4).double(), shifted)
+
+
 EVERY = [*METHODS.values(), DFlow(iterations=4, solver=Heun(steps=2))]
 
 

@@ -32,6 +32,7 @@ def test_classes_keep_their_order():
         ("-4", None, "cannot read '-4'"),
         ("a-b", None, "cannot read 'a-b'"),
         ("1.5", None, "cannot read '1.5'"),
+        ("1-999999999999", None, "over 100,000,000 numbers in 1-999999999999"),
         ("1-3", 4, "disagree: the seeds are 3 samples"),
         (None, None, "say how many samples"),
         (None, 0, "must be at least 1, got 0"),

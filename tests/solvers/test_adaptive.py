@@ -128,6 +128,11 @@ def test_a_stalled_dopri5_names_the_time_and_ends():
         sample(GaussianFlow(), torch.randn(2, 2), Dopri5(max_steps=3, rtol=1e-9, atol=1e-9))
 
 
+def test_a_tolerance_below_what_the_numbers_have_is_told_from_a_field_that_is_lost():
+    with pytest.raises(Stalled, match="fell to the resolution of time; loosen rtol=1e-30"):
+        sample(GaussianFlow(), torch.randn(2, 2), Dopri5(rtol=1e-30, atol=1e-30))
+
+
 @adaptive
 def test_a_tolerance_that_is_not_positive_is_refused(solver):
     with pytest.raises(ValueError, match=f"{solver.kind} needs finite rtol > 0"):

@@ -9,7 +9,17 @@ import torch
 from closed_form import GaussianFlow, MixtureFlow
 from flowmatch.paths import VP, Linear, Trig
 from flowmatch.sampling import bind, sample
-from flowmatch.solvers import DEIS, DPMpp2M, DPMpp3M, Euler, ExplicitGrid, Heun, UniPC
+from flowmatch.solvers import (
+    DDIM,
+    DEIS,
+    DPMpp2M,
+    DPMpp3M,
+    EDMGrid,
+    Euler,
+    ExplicitGrid,
+    Heun,
+    UniPC,
+)
 from flowmatch.solvers.interpolation import lagrange_integrals
 from flowmatch.solvers.on_path import points
 
@@ -132,3 +142,23 @@ def test_gradients_reach_the_field():
     UniPC(steps=4).integrate(bind(field, path=Linear()), x).sum().backward()
     assert scale.grad is not None
     assert scale.grad.abs() > 0
+
+
+@pytest.mark.parametrize("path", [Linear(), Trig()], ids=lambda p: p.kind)
+@pytest.mark.parametrize("ratio", [5, 50, 500])
+def test_deis_keeps_a_constant_prediction_whatever_the_grid(path, ratio):
+    before, here, end = points(path, [0.25 / ratio, 0.5 / ratio, 0.5])
+    c, weights = DEIS(steps=1).weights(path, [here, before], end)
+    assert sum(weights) == pytest.approx(end.sigma - c * here.sigma, abs=1e-10)
+
+
+@pytest.mark.parametrize("solver", [DPMpp2M, DPMpp3M, UniPC], ids=lambda s: s.kind)
+def test_a_long_second_step_does_not_explode(solver):
+    """After the tiny first step of an EDM grid, a line through t=0 misses by orders of magnitude"""
+    x0 = torch.randn(64, 1, dtype=torch.float64)
+    exact = sample(FLOW, x0, Heun(steps=400))
+    grids = ((EDMGrid(), 3), (EDMGrid(sigma_min=0.02, sigma_max=20.0), 4))
+    for grid, steps in grids:
+        first_order = (sample(FLOW, x0, DDIM(steps=steps, grid=grid)) - exact).square().mean()
+        found = (sample(FLOW, x0, solver(steps=steps, grid=grid)) - exact).square().mean()
+        assert found < 1.5 * first_order

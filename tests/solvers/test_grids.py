@@ -71,7 +71,13 @@ MISTAKES = {
         "3 times has 2 steps, but the solver has steps=3",
     ),
     "shift": (lambda: ShiftedGrid(shift=0.0), "shift > 0"),
+    "shift nan": (lambda: ShiftedGrid(shift=math.nan), "shift > 0"),
     "std": (lambda: LogitNormalGrid(std=0.0), "std > 0"),
+    "mean": (lambda: LogitNormalGrid(mean=math.nan), "finite mean"),
+    "wide": (lambda: Heun(steps=4, grid=LogitNormalGrid(std=1e4)), "does not increase strictly"),
+    "rho": (lambda: EDMGrid(rho=math.nan), "rho > 0"),
+    "infinite": (lambda: EDMGrid(sigma_max=math.inf), "sigma_min < sigma_max"),
+    "steps": (lambda: Heun(steps=2.5), "at least 1 step, a whole number"),
     "sigma": (lambda: EDMGrid(sigma_min=2.0, sigma_max=1.0), "sigma_min < sigma_max"),
 }
 
@@ -80,6 +86,11 @@ MISTAKES = {
 def test_mistakes(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_list_is_no_grid():
+    with pytest.raises(TypeError, match="write ExplicitGrid"):
+        Heun(steps=2, grid=[0.0, 0.5, 1.0])
 
 
 def test_a_grid_from_text_and_from_a_config():

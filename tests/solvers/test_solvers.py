@@ -137,6 +137,15 @@ def test_the_trajectory_ends_exactly_and_equals_integrate(solver):
 
 
 @every
+def test_an_empty_way_costs_nothing(solver):
+    x0, counted = torch.randn(4, 2), CountNFE(GaussianFlow())
+    for t in (0.0, 0.3, 1.0):
+        end = sample(counted, x0, solver(), t0=t, t1=t, path=Linear())
+        torch.testing.assert_close(end, x0, rtol=0, atol=0)
+    assert counted.nfe == 0
+
+
+@every
 def test_a_sample_does_not_depend_on_its_batch(solver):
     x0 = torch.randn(16, 2)
     x0[3] *= 20  # a hard neighbour must not change the others' steps

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from closed_form import GaussianFlow, MixtureFlow
-from flowmatch.paths import VP, Linear, Trig
+from flowmatch.paths import VP, Linear, Polynomial, Trig
 from flowmatch.sampling import bind, sample, step_noise
 from flowmatch.solvers import Ancestral, Churn, EulerMaruyama, Heun, StochasticHeun
 
@@ -66,6 +66,26 @@ def test_weak_order(kind, order, form):
     ]
     # the start of the range is a point of the ODE, so its law is right from the beginning
     assert math.log2(error[0] / error[1]) == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize("form", ["sigma", "constant"])
+def test_weak_order_from_where_a_path_stands_still(form):
+    """At t=0 of this path the velocity is zero and says nothing, but x itself is the source."""
+    flow = GaussianFlow(path=Polynomial())
+    ends = flow.solution(torch.tensor([0.0, 1.0], dtype=torch.float64), 0.9)
+    exact = float(ends[1] - ends[0])
+    solvers = (StochasticHeun(steps=n, diffusion=form) for n in (80, 160))
+    error = [abs(law(solver, flow, t1=0.9)[1] - exact) for solver in solvers]
+    assert math.log2(error[0] / error[1]) == pytest.approx(2, abs=0.3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", [EulerMaruyama, StochasticHeun], ids=lambda k: k.kind)
+def test_no_step_overshoots_on_narrow_data(kind, form):
+    """Where g^2 h is far above sigma^2, a step would throw x0 about instead of replacing it."""
+    for std, steps in ((0.03, 50), (0.01, 400)):
+        _, found = law(kind(steps=steps, diffusion=form), GaussianFlow(std=std))
+        assert 0.7 < found / std < 1.2
 
 
 @every

@@ -123,7 +123,12 @@ def weak_model(name: str | None, weights: Path) -> tuple[Flow | None, str | None
     else:
         settings, folder = open_run(name)
         path = folder / WEIGHT_FILES["ema"]
-    return load_flow(settings, path), hash_weights(path)
+    weak_hash = hash_weights(path)
+    if weak_hash == hash_weights(weights):
+        raise ValueError(
+            f"--autoguide {name} has the very weights that it should guide; give a weaker model"
+        )
+    return load_flow(settings, path), weak_hash
 
 
 def choose_solver(

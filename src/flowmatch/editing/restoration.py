@@ -115,8 +115,9 @@ def affine_path(field: Field, path: AffinePath | None) -> AffinePath:
 
 
 def check_operator(operator: LinearOperator, y: Tensor) -> None:
-    """Refuse an operator that is affine, or whose measurements have another shape than y."""
-    zero = operator(torch.zeros_like(operator.adjoint(y)))
+    """Refuse an operator that is not linear, or whose measurements have another shape than y."""
+    some = operator.adjoint(y)
+    zero = operator(torch.zeros_like(some))
     if zero.shape != y.shape:
         raise ValueError(
             f"the operator gives measurements of shape {tuple(zero.shape[1:])}, but y has"
@@ -126,6 +127,11 @@ def check_operator(operator: LinearOperator, y: Tensor) -> None:
         raise ValueError(
             "the operator is not linear: it maps 0 to something else; subtract its offset from it"
             " and from y"
+        )
+    once, twice = operator(some), operator(2 * some)
+    if not torch.allclose(twice, 2 * once, rtol=1e-2, atol=1e-2 * float(once.abs().max())):
+        raise ValueError(
+            "the operator is not linear: of twice an image it does not give twice as much"
         )
 
 

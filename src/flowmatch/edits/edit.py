@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -159,6 +160,10 @@ def _labels(job: EditJob, count: int, device: torch.device) -> Tensor | None:
 def _names(inputs: Inputs, job: EditJob) -> list[str]:
     """The files of the results."""
     if job.task != "interpolate":
+        if twice := [name for name, count in Counter(inputs.names).items() if count > 1]:
+            raise ValueError(
+                f"two images are called {twice[0]}, and so would their results; rename one of them"
+            )
         return [f"{name}.png" for name in inputs.names]
     if len(inputs.names) != 2:
         raise ValueError(f"interpolate goes between two images, got {len(inputs.names)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,16 +38,12 @@ def inputs_from_files(paths: Sequence[Path], shape: tuple[int, ...]) -> Inputs:
         paths: image files and folders.
         shape: (C, H, W) that each must have. Grey images serve a colour model too.
     Raises:
-        ValueError: no images, two of one name, unreadable ones, or another size or colour.
+        ValueError: no images, unreadable ones, or another size or colour.
     """
     files = [file for path in paths for file in _files(path)]
     if not files:
         raise ValueError("there are no images to edit; give image files, a folder, or --data")
     names = [file.stem for file in files]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(
-            f"two images are called {twice[0]}, and so would their results; rename one of them"
-        )
     return Inputs(tuple(names), torch.stack([_read(file, shape) for file in files]))
 
 

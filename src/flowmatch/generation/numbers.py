@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+_MOST = 100_000_000
+"""A longer range is a mistake, and would fill the memory before anything else could say so."""
 _PART = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -24,7 +26,7 @@ def parse_seeds(text: str | None, count: int | None) -> Sequence[int]:
         raise ValueError("say how many samples, --n_samples N, or which: --seeds 5,17,100-131")
     if text is None:
         return range(count or 0)
-    seeds = sorted(_numbers(text, "--seeds"))
+    seeds = sorted(_numbers(text, "--seeds", "e.g. 5,17,100-131"))
     if count is not None and count != len(seeds):
         raise ValueError(
             f"--n_samples {count} and --seeds {text} disagree: the seeds are {len(seeds):,}"
@@ -41,7 +43,9 @@ def parse_classes(text: str, num_classes: int | None) -> tuple[int, ...]:
     """
     if num_classes is None:
         raise ValueError("this model takes no class label; leave out --classes")
-    return tuple(range(num_classes)) if text == "all" else tuple(_numbers(text, "--classes"))
+    if text == "all":
+        return tuple(range(num_classes))
+    return tuple(_numbers(text, "--classes", "e.g. 0,3,7, or all"))
 
 
 def compress(numbers: Iterable[int]) -> str:
@@ -54,19 +58,23 @@ def compress(numbers: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def _numbers(text: str, flag: str) -> list[int]:
+def _numbers(text: str, flag: str, example: str) -> list[int]:
     found: dict[int, None] = {}
     for word in text.split(","):
         part = _PART.fullmatch(word.strip())
         if part is None:
             raise ValueError(
-                f"{flag} cannot read {word.strip()!r} in {text!r}; write numbers and ranges, e.g."
-                " 5,17,100-131"
+                f"{flag} cannot read {word.strip()!r} in {text!r}; write numbers and ranges,"
+                f" {example}"
             )
         first = int(part[1])
         last = int(part[2]) if part[2] else first
         if last < first:
             raise ValueError(f"{flag} has the range {word.strip()} reversed; write {last}-{first}")
+        if last - first >= _MOST:
+            raise ValueError(
+                f"{flag} names over {_MOST:,} numbers in {word.strip()}; ask for fewer"
+            )
         for number in range(first, last + 1):
             if number in found:
                 raise ValueError(f"{flag} names {number} twice in {text!r}; name each once")

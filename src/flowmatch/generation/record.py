@@ -64,6 +64,9 @@ def claim(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{folder} is a file; choose another --save_dir")
     if path.exists():
         before = _completed(_read(path))
+        if not any(p.name != _NAME for p in folder.iterdir()):
+            write_record(folder, record)  # nothing was drawn before the job failed
+            return record
         other = [k for k in _WHAT_MAKES_A_SAMPLE if before.get(k) != record[k]]
         if other:
             changes = "; ".join(f"{k} was {before.get(k)}, is {record[k]}" for k in other)

@@ -16,7 +16,7 @@ from flowmatch.flow import Cond, Field
 from flowmatch.likelihood.divergence import Divergence, FixedDivergence, Hutchinson
 from flowmatch.likelihood.plain_ode import require_plain_ode
 from flowmatch.likelihood.prior import Prior, standard_normal
-from flowmatch.sampling import bind
+from flowmatch.sampling import bind, check_times, checked_cond
 from flowmatch.solvers import Dopri5, Solver, Stalled, TimeField
 
 _ADAPTIVE = Dopri5()
@@ -114,10 +114,11 @@ def estimate_log_prob(
     backward passes where one costs one of each.
     """
     require_plain_ode(solver)
+    check_times(t0, t1, forward=True)
     numbers = list(range(len(x1)) if seeds is None else seeds)
     _check(x1, numbers)
     x1 = x1.to(torch.promote_types(x1.dtype, torch.float32))
-    f = bind(field, cond)
+    f = bind(field, checked_cond(cond, x1))
     keep_graph = torch.is_grad_enabled() and (x1.requires_grad or f(x1, t1).requires_grad)
     estimates = divergence.fix(x1, numbers)
     augmented = _Augmented(f, estimates, tuple(x1.shape[1:]), keep_graph)
@@ -167,8 +168,8 @@ def _require_finite(velocity: Tensor, t1: float) -> None:
     """Asked only once something went wrong, since it is one evaluation more."""
     if not bool(velocity.isfinite().all()):
         raise ValueError(
-            f"the velocity at t1={t1:g} is not finite; a path that ends steeply, as vp does, must be"
-            " left a little before: pass t1=0.999"
+            f"the velocity at t1={t1:g} is not finite; where x1 is, a path that ends steeply, as vp"
+            " does, must be left a little before: pass t1=0.999"
         )
 
 

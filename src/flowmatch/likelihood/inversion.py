@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowmatch.flow import Cond, Field
 from flowmatch.likelihood.plain_ode import require_plain_ode
-from flowmatch.sampling import sample
+from flowmatch.sampling import check_times, sample
 from flowmatch.solvers import Dopri5, Solver
 from flowmatch.tensors import mean_flat
 
@@ -53,6 +53,7 @@ def invert(
     Source: Chen et al. 2018, "Neural Ordinary Differential Equations", section 4.
     """
     require_plain_ode(solver)
+    check_times(t0, t1, forward=True)
     x0 = sample(field, x1, solver, cond, t0=t1, t1=t0)
     again = sample(field, x0, solver, cond, t0=t0, t1=t1)
     return Inversion(x0, again, mean_flat((again - x1) ** 2).sqrt())

@@ -64,7 +64,7 @@ def by_name(name: str) -> type[AnySolver]:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"there is no solver {name!r}{hint} Known: {', '.join(known)}")
+        raise ValueError(f"there is no solver {name!r}{hint or '.'} Known: {', '.join(known)}")
     return known[name]  # type: ignore[no-any-return]
 
 

@@ -76,6 +76,7 @@ class Step(NamedTuple):
 
 _MOST = 1e10
 """The largest scaled error that is told apart, and what a NaN counts as."""
+_LOST = "the state or the field is not finite there"
 
 Moved = tuple[float, Tensor, Step]
 """Time of the slowest sample, the states, and the step that was tried."""
@@ -217,6 +218,9 @@ class Adaptive(Solver, ABC):
                 growth = np.where(accept, damped, np.minimum(growth, 0.9))
                 stuck = ~(np.abs(h) >= 2 * resolution) & ~accept
                 if stuck.any():
+                    lost = stuck & ~np.isfinite(rms(x_new) + rms(tried.k[-1]))
+                    if lost.any():
+                        self._give_up(_LOST, t, error, lost)
                     self._give_up("its step fell to the resolution of time", t, error, stuck)
             h = h * np.minimum(np.maximum(growth, 0.2), 10.0)
             slowest = float(earlier.reduce(t))
@@ -258,7 +262,7 @@ class Adaptive(Solver, ABC):
         scale = self.atol + self.rtol * x.abs()
         d0, d1 = rms(x / scale), rms(k1 / scale)
         if not (finite := np.isfinite(d0 + d1)).all():
-            self._give_up("", t, np.full(len(x), _MOST), ~finite)
+            self._give_up(_LOST, t, np.full(len(x), _MOST), ~finite)
         h0 = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / np.maximum(d1, 1e-5))
         h0 = np.copysign(h0.clip(max=abs(span)), span)
         k2 = f(torch.addcmul(x, like(h0, x, x.dtype), k1), times_for(x, t + h0))
@@ -272,8 +276,6 @@ class Adaptive(Solver, ABC):
         self, why: str, t: Numbers, error: Numbers, which: npt.NDArray[np.bool_], more: str = ""
     ) -> NoReturn:
         i = int(which.argmax())
-        if error[i] >= _MOST:
-            why = "the state or the field is not finite there"
         raise Stalled(
             f"{self.kind} stalled at t={t[i]:.6g} in sample {i} with a scaled error of"
             f" {error[i]:.3g}: {why}; {more}loosen rtol={self.rtol:g} and atol={self.atol:g},"

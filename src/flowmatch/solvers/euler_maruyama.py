@@ -22,6 +22,6 @@ class EulerMaruyama(Diffusing):
 
     def noisy_step(self, f: OnPath, x: Tensor, here: Point, end: Point, k: int) -> Tensor:
         h = end.t - here.t
-        rate = self.noise_rate(here, h)
+        rate = self.noise_rate(here, end, h)
         x = x.add(self.drift(f, x, here, rate), alpha=h)
         return x.add(f.noise(k, x), alpha=math.sqrt(rate * h)) if rate else x

@@ -27,10 +27,11 @@ class Grid(Component, ABC):
         """`steps + 1` times from exactly 0 to exactly 1.
 
         Raises:
-            ValueError: two of them coincide, which leaves a step nothing to do.
+            ValueError: two of them coincide, which leaves a step nothing to do, or one is no
+                number.
         """
         times = [0.0, *self._inner(steps), 1.0]
-        if any(b <= a for a, b in pairwise(times)):
+        if not all(a < b for a, b in pairwise(times)):  # nor with a NaN among them
             raise ValueError(f"{self} does not increase strictly with {steps} steps")
         return times
 
@@ -73,7 +74,7 @@ class ShiftedGrid(Grid):
     kind: Literal["shifted"] = "shifted"
 
     def __post_init__(self) -> None:
-        if self.shift <= 0:
+        if not 0 < self.shift < math.inf:
             raise ValueError(f"a shifted grid needs shift > 0, got {self.shift}")
 
     def _inner(self, steps: int) -> list[float]:
@@ -102,7 +103,7 @@ class EDMGrid(Grid):
     kind: Literal["edm"] = "edm"
 
     def __post_init__(self) -> None:
-        if self.rho <= 0 or not 0 < self.sigma_min < self.sigma_max:
+        if not (0 < self.rho < math.inf and 0 < self.sigma_min < self.sigma_max < math.inf):
             raise ValueError(
                 "an edm grid needs rho > 0 and 0 < sigma_min < sigma_max, got rho="
                 f"{self.rho}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
@@ -128,12 +129,16 @@ class LogitNormalGrid(Grid):
     kind: Literal["logit_normal"] = "logit_normal"
 
     def __post_init__(self) -> None:
-        if self.std <= 0:
-            raise ValueError(f"a logit_normal grid needs std > 0, got {self.std}")
+        if not (0 < self.std < math.inf and math.isfinite(self.mean)):
+            raise ValueError(
+                f"a logit_normal grid needs a finite mean and std > 0, got mean={self.mean},"
+                f" std={self.std}"
+            )
 
     def _inner(self, steps: int) -> list[float]:
         law = NormalDist(self.mean, self.std)
-        return [1 / (1 + math.exp(-law.inv_cdf(i / steps))) for i in range(1, steps)]
+        # from tanh, which does not overflow
+        return [(1 + math.tanh(law.inv_cdf(i / steps) / 2)) / 2 for i in range(1, steps)]
 
 
 @dataclass(frozen=True, kw_only=True)

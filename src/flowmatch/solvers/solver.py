@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flowmatch.component import Component
-from flowmatch.solvers.grids import GridConfig, UniformGrid
+from flowmatch.solvers.grids import Grid, GridConfig, UniformGrid
 
 TimeField = Callable[[Tensor, float | Tensor], Tensor]
 """`f(x [B, *D], t) -> dx/dt [B, *D]`; `t` is a number, or [B] where each sample has its own."""
@@ -76,8 +76,13 @@ class GridSolver(Solver, ABC):
     """Field calls of one integration beyond those of its steps."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a solver needs at least 1 step, got {self.steps}")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"a solver needs at least 1 step, a whole number, got {self.steps!r}")
+        if not isinstance(self.grid, Grid):
+            raise TypeError(
+                f"the grid of a solver must be a Grid, got {self.grid!r}; for times of your own"
+                " write ExplicitGrid(values=(0.0, ..., 1.0))"
+            )
         self.grid.times(self.steps)  # refuses a grid of another length
 
     @property

@@ -77,15 +77,15 @@ class Diffusing(Stochastic, ABC):
         super().__post_init__()
         check_diffusion(self.diffusion, self.scale)
 
-    def noise_rate(self, at: Point, h: float) -> float:
-        """`g^2` at a point, for a step of size `h`.
+    def noise_rate(self, at: Point, end: Point, h: float) -> float:
+        """`g^2` at a point of a step of size `h` that leads to `end`.
 
-        Any g keeps the marginals, so it is chosen small enough for the step: at `g^2 h = 2 sigma^2`
-        the drift takes all of x0 away at once, and a step beyond it would overshoot, the more the
-        nearer to the data. Where g is infinite the process starts as an ODE.
+        Any g keeps the marginals, so it is chosen small enough for the step: with more than
+        `g^2 h = 2 sigma^2` at its end, a step would leave more noise than belongs there, and take
+        away more of x0 than there is. Where g is infinite the process starts as an ODE.
         """
         rate = self.scale * squared_diffusion(self.diffusion, at) if self.scale else 0.0
-        return min(rate, 2 * at.sigma**2 / h) if math.isfinite(rate) else 0.0
+        return min(rate, 2 * end.sigma**2 / h) if math.isfinite(rate) else 0.0
 
     def drift(self, f: OnPath, x: Tensor, at: Point, rate: float) -> Tensor:
         """`v + g^2/2 score`."""

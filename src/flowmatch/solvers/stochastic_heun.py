@@ -25,7 +25,7 @@ class StochasticHeun(Diffusing):
 
     def noisy_step(self, f: OnPath, x: Tensor, here: Point, end: Point, k: int) -> Tensor:
         h = end.t - here.t
-        before, after = self.noise_rate(here, h), self.noise_rate(end, h)
+        before, after = self.noise_rate(here, end, h), self.noise_rate(end, end, h)
         rate = (before + after) / 2  # its integral, to second order
         kick = f.noise(k, x) * math.sqrt(rate * h) if rate else 0.0
         first = self.drift(f, x, here, before)

@@ -32,7 +32,7 @@ def read_tuned(
     """The solver that a run was tuned to for a budget.
 
     Args:
-        run_dir: the run directory.
+        run_dir: the run directory, or a checkpoint folder in it.
         nfe: the budget in network evaluations a sample; None where there is only one.
         guidance: how samples will be guided.
         weights_hash: names the weights that will be sampled from; warns if they are others than
@@ -40,6 +40,8 @@ def read_tuned(
     Raises:
         ValueError: nothing is tuned for this, or the file is damaged; says what to do.
     """
+    if (run_dir / "model.safetensors").is_file():
+        run_dir = run_dir.parents[1]  # the choice belongs to the run, not to a checkpoint of it
     entries = [_ENTRY.validate_python(entry) for entry in read_entries(run_dir).values()]
     suited = {e.nfe: e for e in entries if _same(e.guidance, guidance)}
     wish = "" if guidance.off else f" --guidance {guidance.scale:g}"

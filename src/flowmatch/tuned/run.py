@@ -85,6 +85,8 @@ def tune_run(
     """
     _refuse_checkpoint(run_dir)
     config, folder = open_run(run_dir, checkpoint)
+    if run_dir.resolve() not in folder.resolve().parents:
+        raise ValueError(f"{folder} is no checkpoint of {run_dir}; tune the run that it belongs to")
     device = accelerator.device
     flow = load_flow(config, folder / WEIGHT_FILES[weights], device=device)
     job.guidance.check(flow)

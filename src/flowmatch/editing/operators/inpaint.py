@@ -29,7 +29,7 @@ class Inpaint(LinearOperator):
                 f" {tuple(self.known.shape)} of {self.known.dtype}; pass e.g. mask > 0"
             )
         if not bool(self.known.any()):
-            raise ValueError("known is False everywhere, so there is nothing to start from")
+            raise ValueError("no pixel is known, so there is nothing to start from; fill in less")
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[-self.known.ndim :] != self.known.shape:
