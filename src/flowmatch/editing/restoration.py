@@ -13,6 +13,7 @@ from flowmatch.component import Component
 from flowmatch.editing.operators import LinearOperator
 from flowmatch.flow import Cond, Field, as_cond
 from flowmatch.paths import AffinePath
+from flowmatch.randomness import keyed_generator
 from flowmatch.sampling import noise, path_of, step_noise
 from flowmatch.tensors import batch_time
 
@@ -116,7 +117,9 @@ def affine_path(field: Field, path: AffinePath | None) -> AffinePath:
 
 def check_operator(operator: LinearOperator, y: Tensor) -> None:
     """Refuse an operator that is not linear, or whose measurements have another shape than y."""
-    some = operator.adjoint(y)
+    like = operator.adjoint(y)
+    some = torch.randn(like.shape[1:], generator=keyed_generator("operator check")).to(like)
+    some = some.expand_as(like)
     zero = operator(torch.zeros_like(some))
     if zero.shape != y.shape:
         raise ValueError(

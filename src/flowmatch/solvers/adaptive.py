@@ -200,6 +200,7 @@ class Adaptive(Solver, ABC):
         t = np.full(len(x), float(t0))
         k1 = f(x, t0)
         h = self._first_step(f, x, t, k1, t1 - t0)
+        h = np.copysign(np.maximum(np.abs(h), resolution), h)
         last_error = np.ones_like(h)
         for _ in range(self.max_steps):
             left = t1 - t
@@ -259,10 +260,10 @@ class Adaptive(Solver, ABC):
     @torch.no_grad()
     def _first_step(self, f: TimeField, x: Tensor, t: Numbers, k1: Tensor, span: float) -> Numbers:
         """Hairer's guess of a first step from the sizes of x, x' and x'': signed."""
-        scale = self.atol + self.rtol * x.abs()
-        d0, d1 = rms(x / scale), rms(k1 / scale)
-        if not (finite := np.isfinite(d0 + d1)).all():
+        if not (finite := np.isfinite(rms(x) + rms(k1))).all():
             self._give_up(_LOST, t, np.full(len(x), _MOST), ~finite)
+        scale = self.atol + self.rtol * x.abs()
+        d0, d1 = (np.minimum(rms(v / scale), 1e30) for v in (x, k1))
         h0 = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / np.maximum(d1, 1e-5))
         h0 = np.copysign(h0.clip(max=abs(span)), span)
         k2 = f(torch.addcmul(x, like(h0, x, x.dtype), k1), times_for(x, t + h0))
