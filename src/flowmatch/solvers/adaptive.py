@@ -14,51 +14,8 @@ import torch
 from torch import Tensor
 
 from flowmatch.solvers.solver import Solver, Stalled, TimeField
+from flowmatch.solvers.tableau import Numbers, Stages, Tableau, like, rms, times_for
 from flowmatch.tensors import time_dtype
-
-Numbers = npt.NDArray[np.float64]
-"""One number a sample, on the host: [B]."""
-
-
-class Sum(NamedTuple):
-    """`lead * (k[first] + sum_i w_i k_i)`: a weighted sum of stages, ready to be computed."""
-
-    lead: float
-    first: int
-    second: tuple[int, float] | None
-    rest: tuple[tuple[int, float], ...]
-
-    @classmethod
-    def of(cls, weights: Sequence[float]) -> Sum:
-        """The sum with these weights of the first stages, without the terms that are zero."""
-        (first, lead), *others = [(i, w) for i, w in enumerate(weights) if w != 0]
-        rest = tuple((i, w / lead) for i, w in others)
-        return cls(lead, first, rest[0] if rest else None, rest[1:])
-
-    def over_lead(self, k: list[Tensor]) -> Tensor:
-        """The sum of the stages `k` divided by `lead`: an operation a term, less one."""
-        if self.second is None:
-            return k[self.first]
-        i, w = self.second
-        total = k[self.first].add(k[i], alpha=w)
-        for i, w in self.rest:
-            total.add_(k[i], alpha=w)
-        return total
-
-    def times(self, h: Tensor, x: Tensor, k: list[Tensor]) -> Tensor:
-        """`x + h * sum`."""
-        return torch.addcmul(x, h, self.over_lead(k), value=self.lead)
-
-
-class Tableau(NamedTuple):
-    """An explicit method whose last stage is the first of the next step."""
-
-    nodes: Numbers
-    """Of the stages after the first, [number, 1]; the last is 1."""
-    stages: Sequence[Sum]
-    """Number i gives stage i + 1 from those before; the last gives the new state."""
-    errors: Sequence[Sum]
-    """The new state less that of each embedded method."""
 
 
 class Step(NamedTuple):
@@ -197,6 +154,7 @@ class Adaptive(Solver, ABC):
         resolution = 10 * torch.finfo(time_dtype(x)).eps
         earlier = np.minimum if t1 > t0 else np.maximum  # of two times: further from t1
         tableau = self.tableau()
+        stages = Stages(x, tableau)
         t = np.full(len(x), float(t0))
         k1 = f(x, t0)
         h = self._first_step(f, x, t, k1, t1 - t0)
@@ -205,7 +163,7 @@ class Adaptive(Solver, ABC):
         for _ in range(self.max_steps):
             left = t1 - t
             h = earlier(h, left)
-            x_new, k, error = self._try(tableau, f, x, t, h, k1)
+            x_new, k, error = self._try(stages, f, x, t, h, k1)
             arrived = np.where(h == left, t1, t + h)
             tried = Step(t, h, arrived, x, x_new, k, error <= 1)
             growth = 0.9 * error ** (-0.7 / self.order)
@@ -233,26 +191,25 @@ class Adaptive(Solver, ABC):
         )
 
     def _try(
-        self, tableau: Tableau, f: TimeField, x: Tensor, t: Numbers, h: Numbers, k1: Tensor
+        self, stages: Stages, f: TimeField, x: Tensor, t: Numbers, h: Numbers, k1: Tensor
     ) -> tuple[Tensor, list[Tensor], Numbers]:
-        """One step of size `h`: the new x, all stages (the last of them there), and the error."""
+        """One step of size `h` [B]: the new x, all stages (the last of them there), the error."""
         step = like(h, x, x.dtype)
-        times = times_for(x, t + tableau.nodes * h).unbind()
         k = [k1]
-        for at, stage in zip(times, tableau.stages, strict=True):
-            x_new = stage.times(step, x, k)
+        for i, at in enumerate(times_for(x, t + stages.tableau.nodes * h).unbind()):
+            stages.put(i, k[i])
+            x_new = torch.addcmul(x, step, stages.sum(i))
             k.append(f(x_new, at))
-        return x_new, k, self._error(tableau, k, h, x, x_new)
+        stages.put(len(k) - 1, k[-1])
+        return x_new, k, self._error(stages, h, x, x_new)
 
-    def _error(
-        self, tableau: Tableau, k: list[Tensor], h: Numbers, x: Tensor, x_new: Tensor
-    ) -> Numbers:
+    def _error(self, stages: Stages, h: Numbers, x: Tensor, x_new: Tensor) -> Numbers:
         """The local error over its tolerance, kept within 1e-10 and 1e10 (`_MOST`)."""
         # what is the same for a whole sample is multiplied on the host
         by = np.abs(h) / self.rtol
         with torch.no_grad():  # gradients flow through the steps, not the choice of their sizes
             scale = torch.maximum(x.abs(), x_new.abs()).add_(self.atol / self.rtol)
-            found = [by * abs(e.lead) * rms(e.over_lead(k).div_(scale)) for e in tableau.errors]
+            found = [by * rms(error.div_(scale)) for error in stages.errors()]
         # fmin passes over NaN: where f overflowed, the step was much too large
         error: Numbers = np.maximum(np.fmin(self.norm(found), _MOST), 1 / _MOST)
         return error
@@ -291,35 +248,3 @@ def _widened(f: TimeField, x: Tensor) -> tuple[TimeField, Tensor]:
     if x.dtype not in (torch.float16, torch.bfloat16):
         return f, x
     return lambda state, t: f(state.to(x.dtype), t).float(), x.float()
-
-
-def column(numbers: Sequence[float]) -> Numbers:
-    """Numbers as [count, 1]."""
-    return np.array(numbers)[:, None]
-
-
-def times_for(x: Tensor, times: npt.NDArray[np.float64]) -> Tensor:
-    """Host times [..., B] as a field takes them."""
-    return torch.as_tensor(times, dtype=time_dtype(x), device=x.device)
-
-
-def like(numbers: npt.NDArray[np.generic], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Host numbers [B] on the device of `x` [B, *D] as [B, 1, ...], to broadcast against it."""
-    column = numbers.reshape(-1, *(1,) * (x.ndim - 1))
-    return torch.as_tensor(column, dtype=dtype, device=x.device)
-
-
-def polynomial(rows: Sequence[Sequence[float]], k: list[Tensor], theta: Numbers) -> Tensor:
-    """`sum_i k_i sum_j rows[i][j] theta^(j+1)`: the usual form of dense output, over h."""
-    total = torch.zeros_like(k[0])
-    for row, stage in zip(rows, k, strict=True):
-        weight = sum(c * theta ** (j + 1) for j, c in enumerate(row))
-        total = torch.addcmul(total, like(np.asarray(weight), stage, stage.dtype), stage)
-    return total
-
-
-def rms(x: Tensor) -> Numbers:
-    """Root mean square of each sample of [B, *D], on the host."""
-    rows = x.flatten(1)
-    norms: Numbers = torch.linalg.vector_norm(rows, dim=1).double().cpu().numpy()
-    return norms / math.sqrt(rows.shape[1])
