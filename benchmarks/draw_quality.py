@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from flowmatch.markdown import table
 from flowmatch.solvers import by_name
@@ -42,9 +43,15 @@ def main() -> None:
         lines = by_solver(document) | tuned(path)
         print(as_table(document, lines), end="\n\n")
         draw(axes, document, lines)
-    panels[0][-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    named = {}
+    for axes in panels[0]:
+        named |= {
+            label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
     figure.tight_layout()
-    figure.savefig(args.out)
+    options = {"frameon": False, "fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    figure.legend(named.values(), named.keys(), **options)
+    figure.savefig(args.out, bbox_inches="tight")
 
 
 def by_solver(document: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:
@@ -121,6 +128,8 @@ def draw(
     axes.set(xscale="log", yscale="log", xlabel="network evaluations a sample (NFE)")
     axes.set_ylabel(f"{metric(document)} (lower is better)")
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.minorticks_off()
     axes.grid(alpha=0.25)
     samples, reference = document["protocol"]["samples"], document["protocol"]["reference"]

@@ -31,19 +31,20 @@ def edit(
         int | None, typer.Option("--count", help="The first so many of --data.  [default: 16]")
     ] = None,
     method: Annotated[
-        Literal["projection", "pnp", "dflow"] | None,
+        Literal["projection", "posterior", "pnp", "dflow"] | None,
         typer.Option(
             "--method",
-            help="projection: sample and project (100 evaluations); pnp: closer to the mean of"
-            " what is possible, smoother; dflow: optimise the noise, slow.  [default: projection]",
+            help="projection: sample and project (100 evaluations); posterior: that with all the"
+            " variety that is possible; pnp: closer to its mean, smoother; dflow: optimise the"
+            " noise, slow.  [default: projection]",
         ),
     ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
             "--steps",
-            help="Steps of projection and pnp; L-BFGS iterations of dflow; Heun steps of sdedit and"
-            " interpolate.  [default: the method's own]",
+            help="Steps of projection, posterior and pnp; L-BFGS iterations of dflow; Heun steps of"
+            " sdedit and interpolate.  [default: the method's own]",
         ),
     ] = None,
     mask: Annotated[

@@ -24,21 +24,25 @@ class Projection(Restoration):
     """Sample, and make every data prediction agree with the measurement on the way.
 
         D = E[x1 | xt],   D' = D + A^T (A A^T + s^2 / r_t^2)^+ (y - A D),
-        xs = alpha(s) D' + sqrt(sigma(s)^2 - u^2) x0 + u n,
-        u = fresh sigma(s) sqrt(1 - (alpha(t) sigma(s) / (alpha(s) sigma(t)))^2)
+        xs = alpha(s) D' + sqrt(sigma(s)^2 - u^2) x0 + u n
 
-    where n is new noise, as much of it as ancestral sampling adds, so that what the measurement
-    leaves open varies as it should. `r_t^2 = sigma^2 / (sigma^2 + alpha^2)` is the variance of x1
-    given xt for data of variance 1; without noise in the measurement `A D' = y` exactly. x0 is the
-    noise that `xt` and D imply; of a noisy measurement, by the share `s^2 / (s^2 + 0.2^2)`, that
-    which `xt` and D' imply, without which small corrections would add up until y is met. Walking a
-    stretch of the way again from new noise (`resample`) gives unknown pixels the time to agree with
-    known ones.
+    where n is new noise: all of it at each step, `u = fresh sigma(s)`, or only as much as ancestral
+    sampling adds, `u = fresh sigma(s) sqrt(1 - (alpha(t) sigma(s) / (alpha(s) sigma(t)))^2)`. With
+    all of it the network's errors are forgotten at each step and images come out cleanest, but they
+    vary less than the measurement allows (half the variance on Gaussians, however many steps);
+    ancestral noise makes them vary as the posterior does.
+
+    `r_t^2 = sigma^2 / (sigma^2 + alpha^2)` is the variance of x1 given xt for data of variance 1;
+    without noise in the measurement `A D' = y` exactly. x0 is the noise that `xt` and D imply; of a
+    noisy measurement, by the share `s^2 / (s^2 + 0.2^2)`, that which `xt` and D' imply, without
+    which small corrections would add up until y is met. Walking a stretch of the way again from new
+    noise (`resample`) gives unknown pixels the time to agree with known ones.
 
     Args:
         steps: network evaluations of one walk, >= 1.
         sigma_y: level of the measurement's noise, >= 0, in units of the image.
-        fresh: share of the new noise of ancestral sampling, in [0, 1]; 0 keeps to the ODE.
+        noise: how much of the noise is new at each step: "all", or as in "ancestral" sampling.
+        fresh: share of that, in [0, 1]; 0 keeps to the ODE.
         resample: how often each stretch is walked, >= 1.
         jump: steps of a stretch, >= 1.
     Raises:
@@ -50,6 +54,7 @@ class Projection(Restoration):
 
     steps: int = 100
     sigma_y: float = 0.0
+    noise: Literal["all", "ancestral"] = "all"
     fresh: float = 1.0
     resample: int = 1
     jump: int = 10
@@ -59,6 +64,8 @@ class Projection(Restoration):
         for name in ("steps", "resample", "jump"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.noise not in ("all", "ancestral"):
+            raise ValueError(f'noise is "all" or "ancestral", got {self.noise!r}')
         if not 0 <= self.fresh <= 1:
             raise ValueError(f"fresh is a share in [0, 1], got {self.fresh}")
         if not 0 <= self.sigma_y < float("inf"):
@@ -103,8 +110,8 @@ class Projection(Restoration):
         change = operator.pinv(y - operator(x1), ridge=self.sigma_y**2 / variance)
         share = self.sigma_y**2 / (self.sigma_y**2 + _NOISY**2)
         x0 = (x - here.alpha * (x1 + share * change)) / here.sigma
-        kept = here.alpha * end.sigma / (end.alpha * here.sigma)
-        u = self.fresh * end.sigma * math.sqrt(max(0.0, 1 - kept**2))
+        stays = here.alpha * end.sigma / (end.alpha * here.sigma) if self.noise != "all" else 0.0
+        u = self.fresh * end.sigma * math.sqrt(max(0.0, 1 - stays**2))
         left = math.sqrt(max(0.0, end.sigma**2 - u**2))
         return end.alpha * (x1 + change) + left * x0 + u * new
 

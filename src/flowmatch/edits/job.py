@@ -26,7 +26,7 @@ from flowmatch.flow import Flow
 from flowmatch.solvers import Heun
 
 Task = Literal["inpaint", "superresolve", "deblur", "colourise", "sdedit", "interpolate"]
-Method = Literal["projection", "pnp", "dflow"]
+Method = Literal["projection", "posterior", "pnp", "dflow"]
 
 _RESTORING = ("method", "degrade", "noise")
 TASKS: dict[Task, tuple[str, ...]] = {
@@ -147,7 +147,8 @@ class EditJob:
             iterations = own.iterations if self.steps is None else self.steps
             return DFlow(sigma_y=self.sigma_y, iterations=iterations)
         own_steps = Projection().steps if self.steps is None else self.steps
-        return Projection(sigma_y=self.sigma_y, steps=own_steps)
+        noise: Literal["all", "ancestral"] = "ancestral" if self.method == "posterior" else "all"
+        return Projection(sigma_y=self.sigma_y, steps=own_steps, noise=noise)
 
     def solver(self) -> Heun:
         """The integrator of sdedit and interpolate."""

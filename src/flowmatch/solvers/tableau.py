@@ -74,7 +74,8 @@ class Stages:
         """`sum_i weights[row, i] stage_i` over the stages that the row is made from, [B, *D]."""
         weights = self._weights[row]
         if self._tracked:
-            return torch.tensordot(weights, torch.stack(self._kept[: len(weights)]), 1)
+            total: Tensor = torch.tensordot(weights, torch.stack(self._kept[: len(weights)]), 1)
+            return total
         return torch.mv(self._first[len(weights) - 1], weights).view_as(self._slots[0])
 
     def errors(self) -> Iterator[Tensor]:
