@@ -83,7 +83,7 @@ def likelihood(
         raise ValueError("give --exact or --probes, not both: the exact divergence has no probes")
     solvers = parse(solver)
     if len(solvers) != 1:
-        raise ValueError(f"give one solver with one number of steps, e.g. heun:100, not {solver!r}")
+        raise ValueError(f"give one number of steps, e.g. heun:100, not {solver!r}")
     if json_file is not None and json_file.is_dir():
         raise ValueError(f"{json_file} is a folder; --json names a file")
     job = LikelihoodJob(
