@@ -49,13 +49,20 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+def pairs(words: list[str]) -> list[tuple[str, str]]:
+    """Each word with the one before it."""
+    return list(zip(["", *words], words, strict=False))
+
+
 def command(line: str) -> list[str]:
     """A documented line as words for this Python, made short where it trains."""
     for name, module in PROGRAMS.items():
         if line.startswith(name):
             words = [sys.executable, *module.split(), *shlex.split(line)[len(name.split()) :]]
+            words = ["2" if before == "--sampling_steps" else w for before, w in pairs(words)]
             if "-c" in words:
-                words += [w for w in SHORT.split() if w.split("=")[0] not in line]
+                short = [w for w in SHORT.split() if w.split("=")[0] not in line]
+                words += [w for w in short if "sampling" not in line or "solver" not in w]
             if "evaluate" in words:
                 words = [FEWER.get(w, w) for w in words]
             words += [w for name, extra in QUICK.items() if name in words[:4] for w in extra]
