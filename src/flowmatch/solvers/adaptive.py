@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowmatch.solvers.solver import Solver, Stalled, TimeField
-from flowmatch.solvers.tableau import Numbers, Stages, Tableau, like, rms, times_for
+from flowmatch.solvers.tableau import Numbers, Tableau, like, rms, times_for
 from flowmatch.tensors import time_dtype
 
 
@@ -154,7 +154,6 @@ class Adaptive(Solver, ABC):
         resolution = 10 * torch.finfo(time_dtype(x)).eps
         earlier = np.minimum if t1 > t0 else np.maximum  # of two times: further from t1
         tableau = self.tableau()
-        stages = Stages(x, tableau)
         t = np.full(len(x), float(t0))
         k1 = f(x, t0)
         h = self._first_step(f, x, t, k1, t1 - t0)
@@ -163,7 +162,7 @@ class Adaptive(Solver, ABC):
         for _ in range(self.max_steps):
             left = t1 - t
             h = earlier(h, left)
-            x_new, k, error = self._try(stages, f, x, t, h, k1)
+            x_new, k, error = self._try(tableau, f, x, t, h, k1)
             arrived = np.where(h == left, t1, t + h)
             tried = Step(t, h, arrived, x, x_new, k, error <= 1)
             growth = 0.9 * error ** (-0.7 / self.order)
@@ -191,25 +190,26 @@ class Adaptive(Solver, ABC):
         )
 
     def _try(
-        self, stages: Stages, f: TimeField, x: Tensor, t: Numbers, h: Numbers, k1: Tensor
+        self, tableau: Tableau, f: TimeField, x: Tensor, t: Numbers, h: Numbers, k1: Tensor
     ) -> tuple[Tensor, list[Tensor], Numbers]:
-        """One step of size `h` [B]: the new x, all stages (the last of them there), the error."""
+        """One step of size `h`: the new x, all stages (the last of them there), and the error."""
         step = like(h, x, x.dtype)
+        times = times_for(x, t + tableau.nodes * h).unbind()
         k = [k1]
-        for i, at in enumerate(times_for(x, t + stages.tableau.nodes * h).unbind()):
-            stages.put(i, k[i])
-            x_new = torch.addcmul(x, step, stages.sum(i))
+        for at, stage in zip(times, tableau.stages, strict=True):
+            x_new = stage.times(step, x, k)
             k.append(f(x_new, at))
-        stages.put(len(k) - 1, k[-1])
-        return x_new, k, self._error(stages, h, x, x_new)
+        return x_new, k, self._error(tableau, k, h, x, x_new)
 
-    def _error(self, stages: Stages, h: Numbers, x: Tensor, x_new: Tensor) -> Numbers:
+    def _error(
+        self, tableau: Tableau, k: list[Tensor], h: Numbers, x: Tensor, x_new: Tensor
+    ) -> Numbers:
         """The local error over its tolerance, kept within 1e-10 and 1e10 (`_MOST`)."""
         # what is the same for a whole sample is multiplied on the host
         by = np.abs(h) / self.rtol
         with torch.no_grad():  # gradients flow through the steps, not the choice of their sizes
             scale = torch.maximum(x.abs(), x_new.abs()).add_(self.atol / self.rtol)
-            found = [by * rms(error.div_(scale)) for error in stages.errors()]
+            found = [by * abs(e.lead) * rms(e.over_lead(k).div_(scale)) for e in tableau.errors]
         # fmin passes over NaN: where f overflowed, the step was much too large
         error: Numbers = np.maximum(np.fmin(self.norm(found), _MOST), 1 / _MOST)
         return error

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from flowmatch.solvers.adaptive import Adaptive, Step
 from flowmatch.solvers.solver import TimeField
-from flowmatch.solvers.tableau import Numbers, Tableau, like, polynomial
+from flowmatch.solvers.tableau import Numbers, Sum, Tableau, column, like, polynomial
 
-_TABLEAU = Tableau.of(
-    (1 / 2, 3 / 4, 1.0),
-    ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-    ((2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),),
+_TABLEAU = Tableau(
+    nodes=column((1 / 2, 3 / 4, 1.0)),
+    stages=tuple(Sum.of(row) for row in ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9))),
+    errors=(Sum.of((2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8)),),
 )
 # cubic Hermite interpolation, written in the stages
 _DENSE = ((1.0, -4 / 3, 5 / 9), (0.0, 1.0, -2 / 3), (0.0, 4 / 3, -8 / 9), (0.0, -1.0, 1.0))

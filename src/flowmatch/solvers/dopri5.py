@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowmatch.solvers.adaptive import Adaptive, Step
 from flowmatch.solvers.solver import TimeField
-from flowmatch.solvers.tableau import Numbers, Tableau, like, polynomial
+from flowmatch.solvers.tableau import Numbers, Sum, Tableau, column, like, polynomial
 
 _STAGES = (
     (1 / 5,),
@@ -20,10 +20,10 @@ _STAGES = (
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 _FOURTH = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
-_TABLEAU = Tableau.of(
-    (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
-    _STAGES,
-    ([b - c for b, c in zip((*_STAGES[-1], 0.0), _FOURTH, strict=True)],),
+_TABLEAU = Tableau(
+    nodes=column((1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)),
+    stages=tuple(map(Sum.of, _STAGES)),
+    errors=(Sum.of([b - c for b, c in zip((*_STAGES[-1], 0.0), _FOURTH, strict=True)]),),
 )
 
 

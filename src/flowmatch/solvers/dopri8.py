@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowmatch.solvers.adaptive import Adaptive, Step
 from flowmatch.solvers.solver import TimeField
-from flowmatch.solvers.tableau import Numbers, Tableau, like, times_for, weighted
+from flowmatch.solvers.tableau import Numbers, Sum, Tableau, column, like, times_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,14 @@ class Dopri8(Adaptive):
         h = like(step.h, step.x, step.x.dtype)
         k = list(step.k)
         for node, row in zip(DOP853.C_EXTRA.tolist(), DOP853.A_EXTRA.tolist(), strict=True):
-            x = step.x + h * weighted(row, k)
+            x = Sum.of(row[: len(k)]).times(h, step.x, k)
             k.append(f(x, times_for(x, step.t + node * step.h)))
         change, first, last = step.x_new - step.x, h * step.k[0], h * step.k[-1]
         terms = [change, first - change, 2 * change - last - first]
-        terms += [h * weighted(row, k) for row in DOP853.D.tolist()]
+        zero = torch.zeros_like(change)
+        terms += [Sum.of(row).times(h, zero, k) for row in DOP853.D.tolist()]
         up = like(theta, step.x, step.x.dtype)
-        x = torch.zeros_like(change)
+        x = zero
         for i, term in enumerate(reversed(terms)):
             x = (x + term) * (up if i % 2 == 0 else 1 - up)
         return step.x + x
@@ -57,9 +58,9 @@ class Dopri8(Adaptive):
 def _tableau() -> Tableau:
     from scipy.integrate import DOP853
 
-    stages = [row[:i] for i, row in enumerate(DOP853.A.tolist()) if i > 0]
-    return Tableau.of(
-        (*DOP853.C.tolist()[1:], 1.0),
-        (*stages, DOP853.B.tolist()),
-        (DOP853.E5.tolist(), DOP853.E3.tolist()),
+    rows = [row[:i] for i, row in enumerate(DOP853.A.tolist()) if i > 0]
+    return Tableau(
+        nodes=column((*DOP853.C.tolist()[1:], 1.0)),
+        stages=tuple(map(Sum.of, (*rows, DOP853.B.tolist()))),
+        errors=(Sum.of(DOP853.E5.tolist()), Sum.of(DOP853.E3.tolist())),
     )

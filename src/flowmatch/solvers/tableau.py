@@ -1,9 +1,9 @@
-"""Embedded Runge-Kutta methods as tables, their stages, and numbers between host and device."""
+"""Embedded Runge-Kutta methods as tables, sums of their stages, and numbers on the host."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,79 +17,50 @@ Numbers = npt.NDArray[np.float64]
 """One number a sample, on the host: [B]."""
 
 
-class Tableau(NamedTuple):
-    """An explicit method of S + 1 stages whose last stage is the first of the next step."""
+class Sum(NamedTuple):
+    """`lead * (k[first] + sum_i w_i k_i)`: a weighted sum of stages, ready to be computed."""
 
-    nodes: Numbers
-    """Of the stages after the first, [S, 1]; the last is 1."""
-    weights: Numbers
-    """[S + E, S + 1]: row i < S gives stage i + 1 from those before it, row S - 1 the new state;
-    the others give the new state less that of each of E embedded methods."""
+    lead: float
+    first: int
+    second: tuple[int, float] | None
+    rest: tuple[tuple[int, float], ...]
 
     @classmethod
-    def of(
-        cls,
-        nodes: Sequence[float],
-        stages: Sequence[Sequence[float]],
-        errors: Sequence[Sequence[float]],
-    ) -> Tableau:
-        """From rows as they are printed, without the zeros at their ends."""
-        weights = np.zeros((len(stages) + len(errors), len(stages) + 1))
-        for row, values in zip(weights, (*stages, *errors), strict=True):
-            row[: len(values)] = values
-        return cls(np.array(nodes)[:, None], weights)
+    def of(cls, weights: Sequence[float]) -> Sum:
+        """The sum with these weights of the first stages, without the terms that are zero."""
+        (first, lead), *others = [(i, w) for i, w in enumerate(weights) if w != 0]
+        rest = tuple((i, w / lead) for i, w in others)
+        return cls(lead, first, rest[0] if rest else None, rest[1:])
+
+    def over_lead(self, k: list[Tensor]) -> Tensor:
+        """The sum of the stages `k` divided by `lead`: an operation a term, less one."""
+        if self.second is None:
+            return k[self.first]
+        i, w = self.second
+        total = k[self.first].add(k[i], alpha=w)
+        for i, w in self.rest:
+            total.add_(k[i], alpha=w)
+        return total
+
+    def times(self, h: Tensor, x: Tensor, k: list[Tensor]) -> Tensor:
+        """`x + h * sum`."""
+        return torch.addcmul(x, h, self.over_lead(k), value=self.lead)
 
 
-class Stages:
-    """The stages of a step in one buffer, so that a weighted sum of them is one product.
+class Tableau(NamedTuple):
+    """An explicit method whose last stage is the first of the next step."""
 
-    Term by term, the sums of a step of order 8 would take 75 operations. Stages that gradients flow
-    through cannot share a buffer; they are stacked for each sum.
-
-    Args:
-        x: what the stages are shaped like, [B, *D].
-        tableau: the method.
-    """
-
-    def __init__(self, x: Tensor, tableau: Tableau) -> None:
-        self.tableau = tableau
-        sums, count = tableau.weights.shape
-        buffer = x.new_empty(count, *x.shape)
-        columns = buffer.flatten(1).t()
-        weights = torch.as_tensor(tableau.weights, dtype=x.dtype, device=x.device)
-        self._kept = [x] * count
-        self._tracked = False
-        self._slots = [buffer[i] for i in range(count)]
-        self._first = [columns[:, : i + 1] for i in range(count)]
-        self._weights = [weights[r, : min(r + 1, count)] for r in range(sums)]
-
-    def put(self, i: int, stage: Tensor) -> None:
-        """Keep stage i."""
-        self._kept[i] = stage
-        self._tracked |= stage.requires_grad
-        if not self._tracked:
-            self._slots[i].copy_(stage)
-
-    def sum(self, row: int) -> Tensor:
-        """`sum_i weights[row, i] stage_i` over the stages that the row is made from, [B, *D]."""
-        weights = self._weights[row]
-        if self._tracked:
-            total: Tensor = torch.tensordot(weights, torch.stack(self._kept[: len(weights)]), 1)
-            return total
-        return torch.mv(self._first[len(weights) - 1], weights).view_as(self._slots[0])
-
-    def errors(self) -> Iterator[Tensor]:
-        """The new state less that of each embedded method, over the step size."""
-        return (self.sum(row) for row in range(len(self._slots) - 1, len(self._weights)))
+    nodes: Numbers
+    """Of the stages after the first, [number, 1]; the last is 1."""
+    stages: Sequence[Sum]
+    """Number i gives stage i + 1 from those before; the last gives the new state."""
+    errors: Sequence[Sum]
+    """The new state less that of each embedded method."""
 
 
-def weighted(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
-    """`sum_i weights_i k_i` of as many stages as there are."""
-    total = torch.zeros_like(k[0])
-    for weight, stage in zip(weights, k, strict=False):
-        if weight != 0:
-            total = total.add(stage, alpha=weight)
-    return total
+def column(numbers: Sequence[float]) -> Numbers:
+    """Numbers as [count, 1]."""
+    return np.array(numbers)[:, None]
 
 
 def times_for(x: Tensor, times: npt.NDArray[np.float64]) -> Tensor:
