@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -49,17 +50,14 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def pairs(words: list[str]) -> list[tuple[str, str]]:
-    """Each word with the one before it."""
-    return list(zip(["", *words], words, strict=False))
-
-
 def command(line: str) -> list[str]:
     """A documented line as words for this Python, made short where it trains."""
     for name, module in PROGRAMS.items():
         if line.startswith(name):
             words = [sys.executable, *module.split(), *shlex.split(line)[len(name.split()) :]]
-            words = ["2" if before == "--sampling_steps" else w for before, w in pairs(words)]
+            words = [
+                "2" if before == "--sampling_steps" else w for before, w in pairwise(["", *words])
+            ]
             if "-c" in words:
                 short = [w for w in SHORT.split() if w.split("=")[0] not in line]
                 words += [w for w in short if "sampling" not in line or "solver" not in w]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from flowmatch.component import Component
@@ -76,7 +77,7 @@ class GridSolver(Solver, ABC):
     """Field calls of one integration beyond those of its steps."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
+        if not isinstance(self.steps, int | np.integer) or self.steps < 1:
             raise ValueError(f"a solver needs at least 1 step, a whole number, got {self.steps!r}")
         if not isinstance(self.grid, Grid):
             raise TypeError(

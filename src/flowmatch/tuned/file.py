@@ -41,7 +41,8 @@ def read_tuned(
         ValueError: nothing is tuned for this, or the file is damaged; says what to do.
     """
     if (run_dir / "model.safetensors").is_file():
-        run_dir = run_dir.parents[1]  # the choice belongs to the run, not to a checkpoint of it
+        # a choice belongs to the run, not to a checkpoint of it
+        run_dir = run_dir.resolve().parents[1]
     entries = [_ENTRY.validate_python(entry) for entry in read_entries(run_dir).values()]
     suited = {e.nfe: e for e in entries if _same(e.guidance, guidance)}
     wish = "" if guidance.off else f" --guidance {guidance.scale:g}"
