@@ -52,6 +52,14 @@ class Flow(nn.Module):
         """Number of classes of the network's label; None if it takes no label."""
         return getattr(self.network, "num_classes", None)
 
+    @property
+    def nulls(self) -> Mapping[str, float]:
+        """What says that a condition is absent, by the names of the network's conditions."""
+        known: Mapping[str, float] | None = getattr(self.network, "nulls", None)
+        if known is not None:
+            return known
+        return {} if self.num_classes is None else {"label": self.num_classes}
+
     def forward(self, x: Tensor, t: float | Tensor, cond: Cond | Tensor | None = None) -> Tensor:
         """The velocity at `x` [B, *D] and time `t` (a number or [B]), shaped like `x`.
 
@@ -71,12 +79,13 @@ class Flow(nn.Module):
         return out
 
     def null(self, cond: Cond) -> Cond:
-        """The same mapping with each condition replaced by its null: a label by `num_classes`.
+        """The same mapping with each condition replaced by its null: a label by `num_classes`, most
+        others by NaN.
 
         Raises:
             ValueError: a condition has no null that is known here, or the network takes no label.
         """
-        nulls = self._nulls()
+        nulls = self.nulls
         if unknown := [name for name in cond if name not in nulls]:
             raise ValueError(
                 f"cond has {unknown}, for which this flow knows no null"
@@ -116,15 +125,12 @@ class Flow(nn.Module):
             t = torch.where(t == end, inside, t)
         return t
 
-    def _nulls(self) -> dict[str, int]:
-        return {} if self.num_classes is None else {"label": self.num_classes}
-
     def _completed(self, conds: list[Cond | None]) -> list[Cond] | None:
         """Conditions that all have the same names; None if a null that is missing is not known."""
         named = {name: value for cond in conds for name, value in (cond or {}).items()}
         if all(cond is not None and cond.keys() == named.keys() for cond in conds):
             return [cond for cond in conds if cond is not None]
-        if not named.keys() <= self._nulls().keys():
+        if not named.keys() <= self.nulls.keys():
             return None
         null = self.null(named)
         return [{**null, **(cond or {})} for cond in conds]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -61,6 +61,8 @@ class CompiledNetwork(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.num_classes: int | None = getattr(network, "num_classes", None)
+        if (nulls := getattr(network, "nulls", None)) is not None:
+            self.nulls: Mapping[str, float] = nulls
         self._graphs = torch.cuda.is_available()
         mode = "reduce-overhead" if self._graphs else "default"
         self.network = torch.compile(network, mode=mode, dynamic=False)

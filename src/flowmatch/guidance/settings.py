@@ -111,7 +111,7 @@ class Guidance(Component):
         if weak is not None:
             self._check_method()
             check_weak(flow, weak)
-        elif not self.off and flow.num_classes is None:
+        elif not self.off and not flow.nulls:
             raise ValueError(
                 f"guidance scale {self.scale} needs a class-conditional model, but this one takes"
                 " no label; set the scale to 1, or give a weak model for autoguidance"

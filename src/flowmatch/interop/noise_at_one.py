@@ -47,5 +47,10 @@ class NoiseAtOne(nn.Module):
     def num_classes(self) -> int | None:
         return getattr(self.inner, "num_classes", None)
 
+    @property
+    def nulls(self) -> Mapping[str, float]:
+        nulls: Mapping[str, float] = self.inner.nulls
+        return nulls
+
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         return -self.inner(x, 1 - t, cond)  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -67,24 +67,29 @@ class ClassEmbedding(nn.Embedding):
 
 
 def read_labels(
-    cond: Mapping[str, Tensor] | None, x: Tensor, *, num_classes: int | None
+    cond: Mapping[str, Tensor] | None,
+    x: Tensor,
+    *,
+    num_classes: int | None,
+    others: Collection[str] = (),
 ) -> Tensor | None:
-    """The labels [B] that a network conditions on, or None if it is unconditional.
+    """The labels [B] that a network conditions on, or None if it takes no class.
 
     Only names are checked: to look at the values would make the host wait for the device.
 
     Args:
         cond: None, or `{"label": int64 [B]}` with values in [0, num_classes], of which
-            `num_classes` is the null class. A class-conditional network reads a missing label as
-            the null class.
+            `num_classes` is the null class, and other conditions. A class-conditional network reads
+            a missing label as the null class.
         x: the batch that the labels belong to.
-        num_classes: number of classes of the network, None if it is unconditional.
+        num_classes: number of classes of the network, None if it takes no class.
+        others: names of the network's other conditions.
     Raises:
         ValueError: `cond` has a name that the network does not know.
     """
-    known = () if num_classes is None else ("label",)
+    known = [*([] if num_classes is None else ["label"]), *others]
     if unknown := [name for name in cond or () if name not in known]:
-        raise ValueError(_unknown_condition(unknown, num_classes))
+        raise ValueError(_unknown_condition(unknown, known))
     if num_classes is None:
         return None
     if cond and "label" in cond:
@@ -92,23 +97,11 @@ def read_labels(
     return torch.full((len(x),), num_classes, device=x.device)
 
 
-def _unknown_condition(names: list[str], num_classes: int | None) -> str:
-    if num_classes is None:
+def _unknown_condition(names: list[str], known: list[str]) -> str:
+    if not known:
         return (
             f"cond has {names}, but this network is unconditional; pass cond=None, or build the"
-            " network with num_classes"
+            " network with num_classes or conditions"
         )
-    return f"cond has {names}, but this network knows only 'label'; leave the rest out of cond"
-
-
-def check_num_classes(num_classes: int | None) -> None:
-    """Refuse a number of classes below 1.
-
-    Raises:
-        ValueError: `num_classes` is neither None nor positive.
-    """
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(
-            f"num_classes is {num_classes}; give the number of classes without the null class"
-            " (at least 1), or None for an unconditional network"
-        )
+    only = ", ".join(repr(name) for name in known)
+    return f"cond has {names}, but this network knows only {only}; leave the rest out of cond"

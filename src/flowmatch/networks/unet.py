@@ -7,7 +7,7 @@ of the field load without a table of renames.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -16,12 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 from flowmatch.component import Component
 from flowmatch.networks.attention import AttentionBlock, QKVOrder
-from flowmatch.networks.embeddings import (
-    ClassEmbedding,
-    TimeEmbedding,
-    check_num_classes,
-    read_labels,
+from flowmatch.networks.conditions import (
+    ConditionConfig,
+    ConditionEmbedding,
+    check_conditions,
+    nulls_of,
 )
+from flowmatch.networks.embeddings import ClassEmbedding, TimeEmbedding, read_labels
 from flowmatch.networks.layers import Downsample, Upsample, conv3x3, group_norm, zero_init
 from flowmatch.networks.residual import ResidualBlock
 
@@ -40,7 +41,8 @@ class UNetConfig(Component):
         heads: attention heads; 4 if neither this nor `head_channels` is given.
         head_channels: channels of a head, instead of `heads`.
         dropout: probability of dropping a value inside the residual blocks, in [0, 1).
-        num_classes: number of classes without the null class; None for an unconditional network.
+        num_classes: number of classes without the null class; None for a network without classes.
+        conditions: other conditions by name, whose embeddings are added to that of time.
         scale_shift: let time and class scale and shift the norms, instead of adding to their input.
             Wanted with 32 channels: their norms have one channel a group, and take out again
             whatever is added to a whole channel.
@@ -62,6 +64,7 @@ class UNetConfig(Component):
     head_channels: int | None = None
     dropout: float = 0.0
     num_classes: int | None = None
+    conditions: Mapping[str, ConditionConfig] = field(default_factory=dict)
     scale_shift: bool = False
     qkv_order: QKVOrder = "new"
     conv_resample: bool = True
@@ -89,7 +92,7 @@ class UNetConfig(Component):
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
         if self.qkv_order not in get_args(QKVOrder):
             raise ValueError(f"qkv_order is {self.qkv_order!r}; it must be 'new' or 'legacy'")
-        check_num_classes(self.num_classes)
+        check_conditions(self.num_classes, self.conditions)
 
     def build(self, shape: tuple[int, ...]) -> UNet:
         """The network for images of shape (C, H, W).
@@ -178,6 +181,9 @@ class UNet(nn.Module):
         self.label_emb: ClassEmbedding | None = None
         if config.num_classes is not None:
             self.label_emb = ClassEmbedding(config.num_classes, embedding)
+        self.cond_emb: ConditionEmbedding | None = None
+        if config.conditions:
+            self.cond_emb = ConditionEmbedding(config.conditions, embedding)
         self.input_blocks, skips = _encoder(shape, config)
         bottom = skips[-1]
         self.middle_block = Stage(
@@ -191,8 +197,13 @@ class UNet(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes without the null class; None if the network is unconditional."""
+        """Number of classes without the null class; None if the network takes no class."""
         return self.config.num_classes
+
+    @property
+    def nulls(self) -> dict[str, float]:
+        """What says that a condition is absent, by name."""
+        return nulls_of(self.config.num_classes, self.config.conditions)
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """Evaluate the network.
@@ -200,16 +211,20 @@ class UNet(nn.Module):
         Args:
             x: images [B, C, H, W].
             t: times [B] in [0, 1], float32 or wider.
-            cond: None, or `{"label": int64 [B]}` in [0, num_classes]; see `read_labels`.
+            cond: None, or `{"label": int64 [B]}` in [0, num_classes] and `conditions`; see
+                `read_labels` and `ConditionEmbedding`.
         Returns:
             [B, C, H, W] in the dtype of `x`.
         Raises:
             ValueError: `cond` has a name that the network does not know.
         """
-        labels = read_labels(cond, x, num_classes=self.num_classes)
+        others = self.cond_emb or ()
+        labels = read_labels(cond, x, num_classes=self.num_classes, others=others)
         embedding = self.time_embed(t)
         if self.label_emb is not None:
             embedding = embedding + self.label_emb(labels)
+        if self.cond_emb is not None:
+            embedding = embedding + self.cond_emb(cond, x)
         recompute = self.config.gradient_checkpointing and torch.is_grad_enabled()
 
         h, skips = x, []
