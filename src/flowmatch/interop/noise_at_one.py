@@ -49,8 +49,7 @@ class NoiseAtOne(nn.Module):
 
     @property
     def nulls(self) -> Mapping[str, float]:
-        nulls: Mapping[str, float] = self.inner.nulls
-        return nulls
+        return dict(getattr(self.inner, "nulls", {}))
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         return -self.inner(x, 1 - t, cond)  # type: ignore[no-any-return]

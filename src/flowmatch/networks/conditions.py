@@ -213,8 +213,8 @@ class ConditionEmbedding(nn.ModuleDict):
         condition = self.config[name]
         shape = (len(x), *condition.shape)
         if cond is None or name not in cond:
-            shape = tuple(1 if n is None else n for n in shape)
-            return torch.full(shape, condition.absent, dtype=torch.float32, device=x.device)
+            full = [1 if n is None else n for n in shape]
+            return torch.full(full, condition.absent, dtype=torch.float32, device=x.device)
         value = cond[name]
         if value.ndim != len(shape) or any(
             n not in (None, m) for n, m in zip(shape, value.shape, strict=True)

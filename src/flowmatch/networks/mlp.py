@@ -92,7 +92,8 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.nulls = nulls_of(num_classes, conditions or {})
+        self.conditions = dict(conditions or {})
+        self.nulls = nulls_of(num_classes, self.conditions)
         self.time_features = time_features
         self.time_scale = time_scale
         self.label_emb: ClassEmbedding | None = None
@@ -101,8 +102,8 @@ class MLP(nn.Module):
             self.label_emb = ClassEmbedding(num_classes, time_features)
             inputs += time_features
         self.cond_emb: ConditionEmbedding | None = None
-        if conditions:
-            self.cond_emb = ConditionEmbedding(conditions, time_features)
+        if self.conditions:
+            self.cond_emb = ConditionEmbedding(self.conditions, time_features)
             inputs += time_features
         self.inp = nn.Linear(inputs, width)
         self.hidden = nn.ModuleList(
@@ -123,8 +124,7 @@ class MLP(nn.Module):
         Raises:
             ValueError: `cond` has a name that the network does not know.
         """
-        others = self.cond_emb or ()
-        labels = read_labels(cond, x, num_classes=self.num_classes, others=others)
+        labels = read_labels(cond, x, num_classes=self.num_classes, others=self.conditions)
         waves = sinusoidal_embedding(t, self.time_features, scale=self.time_scale)
         inputs = [x.flatten(1), waves.to(x.dtype)]
         if self.label_emb is not None:

@@ -218,8 +218,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: `cond` has a name that the network does not know.
         """
-        others = self.cond_emb or ()
-        labels = read_labels(cond, x, num_classes=self.num_classes, others=others)
+        labels = read_labels(cond, x, num_classes=self.num_classes, others=self.config.conditions)
         embedding = self.time_embed(t)
         if self.label_emb is not None:
             embedding = embedding + self.label_emb(labels)
