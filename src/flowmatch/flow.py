@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from flowmatch.paths import AffinePath, Linear, Prediction
-from flowmatch.tensors import batch_time
+from flowmatch.paths import AffinePath, Linear, Preconditioned, Predicted
+from flowmatch.tensors import batch_time, expand_like
 
 Cond = Mapping[str, Tensor]
 """Conditions by name, e.g. `{"label": int64 [B]}`."""
@@ -21,14 +22,31 @@ _INSIDE = 0.01
 """How far from an end a velocity is taken that is not determined at the end itself."""
 
 
+class Decoder(Protocol):
+    """Makes images of latents, in the precision of autocast."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+
+    @property
+    def weights(self) -> str:
+        """Hash of the autoencoder."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The images [B, C, H, W] in [-1, 1], float32, of latents [B, *D] as a flow makes them."""
+
+
 class Flow(nn.Module):
     """A network, the path it was trained on, and what it predicts: together, a velocity field.
 
     Args:
         network: `(x [B, *D], t [B], cond) -> [B, *D]`.
         path: the affine path between source and data.
-        predict: what the network's output means: "velocity", "x1", "x0" or "score".
+        predict: what the network's output means: "velocity", "x1", "x0", "score", or
+            `Preconditioned`, with which the network's input is scaled too.
         shape: the shape of one sample, e.g. (3, 32, 32); None if nobody needs to know.
+        decoder: what makes images of samples that are latents; None if samples are what they are.
     """
 
     def __init__(
@@ -36,14 +54,16 @@ class Flow(nn.Module):
         network: nn.Module,
         *,
         path: AffinePath = Linear(),
-        predict: Prediction = "velocity",
+        predict: Predicted = "velocity",
         shape: tuple[int, ...] | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.path = path
-        self.predict: Prediction = predict
+        self.predict: Predicted = predict
         self.shape = shape
+        self.decoder = decoder
         self._open_ends = _open_ends(path, predict)
         self._too_large = math.inf  # values of a stacked batch that did not fit into memory
 
@@ -60,6 +80,19 @@ class Flow(nn.Module):
             return known
         return {} if self.num_classes is None else {"label": self.num_classes}
 
+    def known(self, cond: Cond) -> Cond | None:
+        """What of some conditions the network takes; None if that is nothing."""
+        return {name: value for name, value in cond.items() if name in self.nulls} or None
+
+    @property
+    def decoded_shape(self) -> tuple[int, ...] | None:
+        """The shape of one sample as it is shown and measured: of latents, that of the image."""
+        return self.shape if self.decoder is None else self.decoder.shape
+
+    def decode(self, x1: Tensor) -> Tensor:
+        """Samples [B, *D] as they are shown and measured: of latents, images in [-1, 1]."""
+        return x1 if self.decoder is None else self.decoder(x1)
+
     def forward(self, x: Tensor, t: float | Tensor, cond: Cond | Tensor | None = None) -> Tensor:
         """The velocity at `x` [B, *D] and time `t` (a number or [B]), shaped like `x`.
 
@@ -75,6 +108,9 @@ class Flow(nn.Module):
 
     def prediction(self, x: Tensor, t: Tensor, cond: Cond | Tensor | None = None) -> Tensor:
         """The network's own output at `x` [B, *D] and `t` [B], of the kind `self.predict`."""
+        if isinstance(self.predict, Preconditioned):
+            scale = self.predict.input_scale(self.path.alpha(t), self.path.sigma(t))
+            x = (expand_like(scale, x) * x).to(x.dtype)
         out: Tensor = self.network(x, t, as_cond(cond))
         return out
 
@@ -136,7 +172,7 @@ class Flow(nn.Module):
         return [{**null, **(cond or {})} for cond in conds]
 
 
-def _open_ends(path: AffinePath, predict: Prediction) -> dict[float, float]:
+def _open_ends(path: AffinePath, predict: Predicted) -> dict[float, float]:
     """The ends of time at which a prediction does not determine a velocity, and where it is taken.
 
     The x0 of pure noise says nothing about x1, nor the x1 of clean data about x0. Nearer to an end,

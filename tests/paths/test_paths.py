@@ -5,11 +5,11 @@ from typing import get_args
 import pytest
 import torch
 
-from flowmatch.paths import VP, AffinePath, Linear, PathConfig, Polynomial, Trig
+from flowmatch.paths import VP, AffinePath, Linear, PathConfig, Polynomial, Preconditioned, Trig
 from flowmatch.paths.affine import Prediction
 
 PATHS = [member() for member in get_args(get_args(PathConfig)[0])] + [Polynomial(n=3.0)]
-KINDS = get_args(Prediction)
+KINDS = (*get_args(Prediction), Preconditioned(sigma_data=0.7))
 paths = pytest.mark.parametrize("path", PATHS, ids=repr)
 
 
@@ -138,3 +138,11 @@ def test_an_unknown_prediction_is_refused(batch):
     x0, x1, t = batch
     with pytest.raises(ValueError, match="none of velocity, x1, x0, score"):
         Linear().target(x0, x1, t, "epsilon")
+
+
+@paths
+def test_the_time_of_a_ratio_inverts_the_ratio(path):
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    torch.testing.assert_close(path.time_of_ratio(path.ratio(t)), t, rtol=0, atol=1e-12)
+    found = path.time_of_ratio(torch.tensor([torch.inf, 1e9, 0.0]))
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 1.0]), rtol=0, atol=2e-3)

@@ -6,60 +6,79 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowmatch.component import Component
 from flowmatch.couplings import CouplingConfig, Independent
 from flowmatch.flow import Cond, Flow, as_cond
-from flowmatch.paths import Prediction
-from flowmatch.tensors import mean_flat
-from flowmatch.times import TimeConfig, Uniform
+from flowmatch.losses.distance import DistanceConfig, Squared
+from flowmatch.losses.draws import Draws
+from flowmatch.losses.weighting import (
+    Constant,
+    LearnedUncertainty,
+    Uncertainty,
+    WeightingConfig,
+)
+from flowmatch.paths import Predicted, Prediction
+from flowmatch.tensors import expand_like
+from flowmatch.times import LearnedDensity, TimeConfig, Uniform, adaptive_part
 
+_INSIDE = 1e-5
+"""How far from the ends weights are taken, where they may be infinite or 0/0."""
 
-class Draws(NamedTuple):
-    """The randomness of one training batch, as an argument rather than a hidden state."""
-
-    noise: Tensor
-    """Source samples before the coupling, [B, *D]."""
-    time: Tensor
-    """Uniform numbers in [0, 1) that the time density turns into t, [B] float32."""
-    drop: Tensor
-    """Uniform numbers in [0, 1); a label is dropped where it is below `label_dropout`, [B]."""
-
-    @classmethod
-    def like(cls, x1: Tensor, generator: torch.Generator | None = None) -> Draws:
-        """Standard normal noise and uniform numbers for a batch shaped like `x1`."""
-        noise = torch.empty_like(x1).normal_(generator=generator)
-        uniforms = torch.rand(2, len(x1), generator=generator, device=x1.device)
-        return cls(noise, uniforms[0], uniforms[1])
+KEPT = ("augment",)
+"""Conditions that dropout leaves alone: they say what was done to the datum."""
 
 
 class SampleLosses(NamedTuple):
-    """The loss of each sample of a batch, and the time that it was taken at."""
+    """The losses of a batch, sample by sample; all [B]."""
 
+    objective: Tensor
+    """What is minimised, in the mean over the batch; with gradients."""
     loss: Tensor
-    """[B], with gradients; its mean is the loss of the batch."""
+    """The loss itself, without what is learned about it; no gradients."""
     t: Tensor
-    """[B]."""
+    """The times that they were taken at."""
+    weight: Tensor
+    """How much each loss counts in a mean under the time density: 1, unless it is adaptive."""
+
+
+class Learned(nn.Module):
+    """What an objective learns besides the network: an uncertainty, a density of times.
+
+    Args:
+        uncertainty: see `Uncertainty`; None without.
+        density: see `Adaptive`; None without.
+    """
+
+    def __init__(
+        self, uncertainty: LearnedUncertainty | None, density: LearnedDensity | None
+    ) -> None:
+        super().__init__()
+        self.uncertainty = uncertainty
+        self.density = density
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowMatching(Component):
-    """Conditional flow matching: mean squared error of the prediction at a random point of a path.
+    """Conditional flow matching: the error of a prediction at a random point of a path.
 
-        L = E_{t, x0, x1} w(t) || prediction(xt, t) - target(x0, x1, t) ||^2 / dim
+        L = E_{t, x0, x1} w(t) distance(s(t) (prediction(xt, t) - target(x0, x1, t)))
 
     The network's kind of prediction decides what is compared; `space` decides what the error is
-    measured in, through the exact factor between the two. With the default, a network that predicts
-    x1 is penalised for the velocity that it implies.
+    measured in, through the exact factor s(t) between the two. With the default, a network that
+    predicts x1 is penalised for the velocity that it implies.
 
     Args:
         time: density that t is drawn from.
         coupling: which source sample meets which datum.
-        space: "velocity", "x1", "x0", "score", or "prediction" (whatever the network predicts).
-        max_weight: the factor's upper bound, since it may grow without limit towards an end:
+        space: "velocity", "x1", "x0", "score", or "prediction" (whatever the network predicts);
+            None is what the weighting is meant for, or else "velocity".
+        weighting: how much each t counts.
+        distance: how large an error is.
+        max_weight: upper bound of `s(t)^2 w(t)`, which may grow without limit towards an end:
             1/(1-t)^2 from x1 to velocity, cut by the default at t = 0.95.
-        label_dropout: share of the labels replaced by the null class, each sample on its own, for
+        label_dropout: share of the samples whose conditions are replaced by their nulls, for
             classifier-free guidance; in [0, 1].
     Source: Lipman et al. 2023, equation 9; the change of space: Salimans & Ho 2022, appendix D, and
     Li & He 2025, "Back to Basics" (x1-prediction with a velocity loss, t cut at 0.95).
@@ -67,7 +86,9 @@ class FlowMatching(Component):
 
     time: TimeConfig = Uniform()
     coupling: CouplingConfig = Independent()
-    space: Prediction | Literal["prediction"] = "velocity"
+    space: Prediction | Literal["prediction"] | None = None
+    weighting: WeightingConfig = Constant()
+    distance: DistanceConfig = Squared()
     max_weight: float = 400.0
     label_dropout: float = 0.0
     kind: Literal["flow_matching"] = "flow_matching"
@@ -77,6 +98,23 @@ class FlowMatching(Component):
             raise ValueError(f"label_dropout is a share in [0, 1], got {self.label_dropout}")
         if self.max_weight <= 0:
             raise ValueError(f"max_weight must be positive, got {self.max_weight}")
+        own = self.weighting.space
+        if own is not None and self.space not in (None, own):
+            raise ValueError(
+                f"{self.weighting.kind} weighs errors of {own}, but space is {self.space}; leave"
+                " space out"
+            )
+
+    def build(self) -> Learned | None:
+        """What is learned besides the network, from nothing; None if nothing is."""
+        uncertain = isinstance(self.weighting, Uncertainty)
+        adaptive = adaptive_part(self.time)
+        if not uncertain and adaptive is None:
+            return None
+        return Learned(
+            self.weighting.build() if isinstance(self.weighting, Uncertainty) else None,
+            None if adaptive is None else adaptive.build(),
+        )
 
     def __call__(
         self,
@@ -86,8 +124,9 @@ class FlowMatching(Component):
         *,
         x0: Tensor | None = None,
         draws: Draws | None = None,
+        learned: Learned | None = None,
     ) -> Tensor:
-        """The mean loss over a batch, a scalar.
+        """The mean objective over a batch, a scalar.
 
         Args:
             flow: what is trained.
@@ -95,8 +134,13 @@ class FlowMatching(Component):
             cond: conditions of the data, or a bare label tensor [B].
             x0: the source sample of each datum, [B, *D]; given, no coupling takes place.
             draws: the batch's random numbers; None draws them from torch's global generator.
+            learned: what `build` gave, if it gave anything. Its parameters are trained with the
+                network's, and its `density.update()` is called once a step.
+        Raises:
+            ValueError: the loss learns something and `learned` is None.
         """
-        return self.drawn(flow, x1, cond, x0=x0, draws=draws).loss.mean()
+        losses = self.drawn(flow, x1, cond, x0=x0, draws=draws, learned=learned)
+        return losses.objective.mean()
 
     def drawn(
         self,
@@ -106,13 +150,26 @@ class FlowMatching(Component):
         *,
         x0: Tensor | None = None,
         draws: Draws | None = None,
+        learned: Learned | None = None,
     ) -> SampleLosses:
-        """The loss of each sample at the time drawn for it; the arguments are those of a call."""
+        """The losses of each sample at the time drawn for it; the arguments are those of a call."""
         draws = draws or Draws.like(x1)
+        learned = self._complete(learned)
         x0 = self.coupling(draws.noise, x1) if x0 is None else x0
-        t = self.time.quantile(draws.time)
-        cond = self._drop_labels(as_cond(cond), draws.drop, flow.num_classes)
-        return SampleLosses(self.per_sample(flow, x0, x1, t, cond), t)
+        u, weight = draws.even if self.time.spread else draws.time, torch.ones_like(draws.time)
+        if learned.density is not None:
+            u, weight = learned.density.bend(u)
+        t = self.time.quantile(u)
+        if self.time.by_ratio:
+            t = flow.path.time_of_ratio((1 - t) / t)
+        loss = self.per_sample(flow, x0, x1, t, self._drop(flow, as_cond(cond), draws.drop))
+        objective = loss
+        if learned.uncertainty is not None:
+            log_mean = learned.uncertainty(t)
+            objective = torch.exp(-log_mean) * loss + log_mean
+        if learned.density is not None:
+            learned.density.add(u, loss)
+        return SampleLosses(weight * objective, loss.detach(), t, weight)
 
     def per_sample(
         self, flow: Flow, x0: Tensor, x1: Tensor, t: Tensor, cond: Cond | None = None
@@ -120,22 +177,57 @@ class FlowMatching(Component):
         """The loss of each sample at a given time: [B]."""
         xt = flow.path.xt(x0, x1, t)
         prediction = flow.prediction(xt, t, cond)
-        target = flow.path.target(x0, x1, t, flow.predict)
-        return self.weight(flow, t) * mean_flat((prediction.to(x1.dtype) - target) ** 2)
+        error = prediction.to(x1.dtype) - flow.path.target(x0, x1, t, flow.predict)
+        if isinstance(self.distance, Squared):
+            return self.weight(flow, t) * self.distance(error)
+        scale, factor = self._scale(flow, t), self._factor(flow, t)
+        bound = (self.max_weight / (scale**2 * factor)).clamp(max=1)
+        return bound * factor * self.distance(expand_like(scale, error) * error)
 
     def weight(self, flow: Flow, t: Tensor) -> Tensor:
-        """`w(t)`: turns a squared error of `flow.predict` into one of `space`.  [B] -> [B]"""
-        if self.space in ("prediction", flow.predict):
-            return torch.ones_like(t)
-        scale = flow.path.error_scale(t, source=flow.predict, to=self.space)  # type: ignore[arg-type]
-        return (scale**2).clamp(max=self.max_weight)
+        """`s(t)^2 w(t)`: what a squared error of `flow.predict` counts.  [B] -> [B]"""
+        return (self._scale(flow, t) ** 2 * self._factor(flow, t)).clamp(max=self.max_weight)
 
-    def _drop_labels(self, cond: Cond | None, u: Tensor, null: int | None) -> Cond | None:
-        if cond is None or self.label_dropout == 0 or "label" not in cond:
-            return cond
-        if null is None:
+    def _scale(self, flow: Flow, t: Tensor) -> Tensor:
+        """`s(t)`: an error of `flow.predict` as one of `space`."""
+        space = self.space or self.weighting.space or "velocity"
+        to: Predicted = flow.predict if space == "prediction" else space
+        if to == flow.predict:
+            return torch.ones_like(t)
+        inside = t.clamp(_INSIDE, 1 - _INSIDE)
+        return flow.path.error_scale(inside, source=flow.predict, to=to)
+
+    def _factor(self, flow: Flow, t: Tensor) -> Tensor:
+        """`w(t)`."""
+        return self.weighting(flow.path, t.clamp(_INSIDE, 1 - _INSIDE))
+
+    def _complete(self, learned: Learned | None) -> Learned:
+        """What is learned, or an empty one.
+
+        Raises:
+            ValueError: there is something to learn, and nowhere to keep it.
+        """
+        if learned is not None:
+            return learned
+        if isinstance(self.weighting, Uncertainty) or adaptive_part(self.time) is not None:
             raise ValueError(
-                "label_dropout needs a class-conditional network; set network.num_classes"
+                "this loss learns something besides the network; pass learned=loss.build() and"
+                " train its parameters too"
             )
-        dropped = torch.where(u < self.label_dropout, null, cond["label"])
-        return {**cond, "label": dropped}
+        return Learned(None, None)
+
+    def _drop(self, flow: Flow, cond: Cond | None, u: Tensor) -> Cond | None:
+        """Conditions with those of some samples replaced by their nulls."""
+        if cond is None or self.label_dropout == 0:
+            return cond
+        given = {name: value for name, value in cond.items() if name not in KEPT}
+        if not given:
+            return cond
+        if not flow.nulls:
+            raise ValueError(
+                "label_dropout needs a conditional network; set network.num_classes or"
+                " network.conditions"
+            )
+        null, drop = flow.null(given), u < self.label_dropout
+        kept = {k: torch.where(expand_like(drop, v), null[k], v) for k, v in given.items()}
+        return {**cond, **kept}

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from flowmatch.component import Component
+from flowmatch.paths.preconditioned import Preconditioned
 from flowmatch.tensors import expand_like
 
 Prediction = Literal["velocity", "x1", "x0", "score"]
-"""What a network may predict about `xt`; each determines the others through one linear solve."""
+"""What may be predicted about `xt`; each determines the others through one linear solve."""
+
+Predicted = Prediction | Preconditioned
+"""What a network may predict: one of them, or EDM's combination of x1 and x0."""
+
+_BISECTIONS = 60
 
 
 class Coefficients(NamedTuple):
@@ -57,12 +63,30 @@ class AffinePath(Component, ABC):
         """`alpha, sigma, alpha', sigma'` at `t`, each of its shape."""
         return Coefficients(self.alpha(t), self.sigma(t), self.d_alpha(t), self.d_sigma(t))
 
+    def ratio(self, t: Tensor) -> Tensor:
+        """Noise over data, `sigma/alpha`, at `t`: falls from infinity to 0.  [B] -> [B]"""
+        return self.sigma(t) / self.alpha(t)
+
+    def time_of_ratio(self, ratio: Tensor) -> Tensor:
+        """The t at which `sigma/alpha` is `ratio`, the inverse of `ratio`.
+
+        [B] in [0, inf] -> [B] in [0, 1], to the precision of `ratio`'s dtype. A ratio that the path
+        does not reach has the t of its nearest.
+        """
+        wanted = ratio.double() if ratio.device.type != "mps" else ratio
+        low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            noisier = self.sigma(middle) > wanted * self.alpha(middle)
+            low, high = torch.where(noisier, middle, low), torch.where(noisier, high, middle)
+        return ((low + high) / 2).to(ratio.dtype)
+
     def xt(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
         """The point at time `t` [B] between `x0` [B, *D] and `x1` [B, *D]."""
         alpha, sigma = expand_like(self.alpha(t), x1), expand_like(self.sigma(t), x0)
         return (alpha * x1 + sigma * x0).to(x1.dtype)
 
-    def target(self, x0: Tensor, x1: Tensor, t: Tensor, kind: Prediction = "velocity") -> Tensor:
+    def target(self, x0: Tensor, x1: Tensor, t: Tensor, kind: Predicted = "velocity") -> Tensor:
         """What a perfect predictor of `kind` would say if it knew `x0` and `x1`.  [B, *D]"""
         if kind == "x1":
             return x1
@@ -72,7 +96,7 @@ class AffinePath(Component, ABC):
         return (c1 * x1 + c0 * x0).to(x1.dtype)
 
     def convert(
-        self, prediction: Tensor, xt: Tensor, t: Tensor, *, source: Prediction, to: Prediction
+        self, prediction: Tensor, xt: Tensor, t: Tensor, *, source: Predicted, to: Predicted
     ) -> Tensor:
         """Turn a prediction of one kind into another.
 
@@ -99,7 +123,7 @@ class AffinePath(Component, ABC):
         a, b = self._solve(t, source, to)
         return (expand_like(a, xt) * xt + expand_like(b, xt) * prediction).to(prediction.dtype)
 
-    def error_scale(self, t: Tensor, *, source: Prediction, to: Prediction) -> Tensor:
+    def error_scale(self, t: Tensor, *, source: Predicted, to: Predicted) -> Tensor:
         """Factor by which an error of kind `source` grows when it is expressed as kind `to`.
 
         `convert` is affine in the prediction with slope `B(t)`, so
@@ -110,8 +134,10 @@ class AffinePath(Component, ABC):
             return torch.ones_like(t)
         return self._solve(t, source, to)[1].abs()
 
-    def _weights(self, t: Tensor, kind: Prediction) -> tuple[Tensor, Tensor]:
+    def _weights(self, t: Tensor, kind: Predicted) -> tuple[Tensor, Tensor]:
         """`(c1, c0)` such that the prediction is `c1 x1 + c0 x0`."""
+        if isinstance(kind, Preconditioned):
+            return kind.weights(self.alpha(t), self.sigma(t))
         if kind == "velocity":
             return self.d_alpha(t), self.d_sigma(t)
         if kind == "x1":
@@ -122,7 +148,7 @@ class AffinePath(Component, ABC):
             return torch.zeros_like(t), -1 / self.sigma(t)
         raise ValueError(f"prediction kind {kind!r} is none of {', '.join(get_args(Prediction))}")
 
-    def _solve(self, t: Tensor, source: Prediction, to: Prediction) -> tuple[Tensor, Tensor]:
+    def _solve(self, t: Tensor, source: Predicted, to: Predicted) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.alpha(t), self.sigma(t)
         (c1, c0), (d1, d0) = self._weights(t, source), self._weights(t, to)
         det = alpha * c0 - sigma * c1

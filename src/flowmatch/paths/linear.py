@@ -32,3 +32,6 @@ class Linear(AffinePath):
 
     def d_sigma(self, t: Tensor) -> Tensor:
         return -torch.ones_like(t)
+
+    def time_of_ratio(self, ratio: Tensor) -> Tensor:
+        return 1 / (1 + ratio)

@@ -34,3 +34,6 @@ class Trig(AffinePath):
 
     def d_sigma(self, t: Tensor) -> Tensor:
         return -math.pi / 2 * self.alpha(t)
+
+    def time_of_ratio(self, ratio: Tensor) -> Tensor:
+        return 2 / math.pi * torch.atan2(torch.ones_like(ratio), ratio)
