@@ -5,12 +5,23 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src/flowmatch"
 FLOORS = [
-    {"tensors", "randomness", "component", "room", "markdown"},
-    {"paths", "couplings", "times", "solvers", "networks", "data", "metrics", "pictures"},
+    {"tensors", "randomness", "component", "room", "markdown", "caching"},
+    {
+        "paths",
+        "couplings",
+        "augmentation",
+        "times",
+        "solvers",
+        "networks",
+        "data",
+        "metrics",
+        "pictures",
+    },
     {"flow", "guidance", "losses", "features"},
-    {"sampling", "interop", "likelihood", "editing", "tuning"},
+    {"sampling", "interop", "likelihood", "editing", "tuning", "dealing"},
     {"training"},
     {
+        "agreement",
         "config",
         "evaluation",
         "runs",
@@ -37,7 +48,8 @@ WITHIN = {
     "generation": {"config", "runs", "tuned"},
     "losses": {"flow"},
     "evaluation": {"config"},
-    "runs": {"config", "evaluation"},
+    "agreement": {"config"},
+    "runs": {"agreement", "config", "evaluation"},
     "report": {"config", "evaluation", "runs"},
     "resuming": {"config"},
     "importing": {"config", "runs"},

@@ -5,30 +5,43 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import operator
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from flowmatch.component import Component
 from flowmatch.data import DataConfig
 from flowmatch.interop import NoiseAtOneConfig
 from flowmatch.interop.seed import is_seed_config
 from flowmatch.losses import FlowMatching, LossConfig
-from flowmatch.networks import MLPConfig, UNetConfig
-from flowmatch.paths import Linear, PathConfig, Prediction
+from flowmatch.networks import DDPMPPConfig, DiTConfig, EDM2Config, MLPConfig, UNetConfig
+from flowmatch.paths import Linear, PathConfig, Preconditioned, Prediction
 from flowmatch.solvers import Heun, SolverConfig
 from flowmatch.training.settings import TrainConfig
 
-AnyNetworkConfig = Annotated[MLPConfig | UNetConfig | NoiseAtOneConfig, Field(discriminator="kind")]
+AnyNetworkConfig = Annotated[
+    MLPConfig | UNetConfig | DDPMPPConfig | EDM2Config | DiTConfig | NoiseAtOneConfig,
+    Field(discriminator="kind"),
+]
+
+
+def _by_name(node: Any) -> str:
+    return "name" if isinstance(node, str) else "edm"
+
+
+PredictConfig = Annotated[
+    Annotated[Prediction, Tag("name")] | Annotated[Preconditioned, Tag("edm")],
+    Discriminator(_by_name),
+]
+"""One of the names, or `{kind: edm, sigma_data: ...}`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +59,7 @@ class Config(Component):
     network: AnyNetworkConfig
     train: TrainConfig
     path: PathConfig = Linear()
-    predict: Prediction = "velocity"
+    predict: PredictConfig = "velocity"
     loss: LossConfig = FlowMatching()
     sample: SampleConfig = SampleConfig()
 
@@ -92,34 +105,48 @@ def parse_config(
     """Check a plain mapping, with overrides applied, and build the config's dataclasses.
 
     An override of a `kind` leaves behind what the new kind does not know:
-    `sample.solver.kind=dopri5` drops the steps of the solver before it.
+    `sample.solver.kind=dopri5` drops the steps of the solver before it. A list is replaced as a
+    whole, or one of its items by its number: `train.ema.0.std=0.1`.
     """
     if is_seed_config(content):
         raise ValueError(
             f"{where} is a config of flow-matching-pytorch; bring its checkpoint over with"
             f" `flowmatch import model_ema.pt --config {where} -o RUN_DIR`"
         )
-    for override in overrides:
-        key, sign, _ = override.partition("=")
-        if not sign or not key:
-            raise ValueError(f"cannot read {override!r}; an override is key.path=value")
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.create(dict(content)), OmegaConf.from_dotlist([*overrides])
-        )
+        merged = OmegaConf.create(dict(content))
+        named = {key for override in overrides for key in _override(merged, override)}
         resolved = OmegaConf.to_container(merged, resolve=True)
-        return _validate(typing.cast(dict[str, Any], resolved), overrides)
+        return _validate(typing.cast(dict[str, Any], resolved), named)
     except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise ValueError(f"{where}: {_explain_all(error, Config)}") from None
 
 
-def _validate(content: dict[str, Any], overrides: Sequence[str]) -> Config:
+def _override(config: DictConfig, override: str) -> list[str]:
+    """Apply one `key.path=value`, and name the keys that it sets.
+
+    A mapping joins the one that is there; anything else takes the place of what is there.
+    """
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ValueError(f"cannot read {override!r}; an override is key.path=value")
+    parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    value = typing.cast(dict[str, Any], parsed)["value"]
+    *above, last = key.split(".")
+    if isinstance(OmegaConf.select(config, ".".join(above)), ListConfig) and not last.isdecimal():
+        name = ".".join(above)
+        raise ValueError(f"{key}: {name} is a list; name one of its items, e.g. {name}.0.{last}")
+    both = isinstance(value, dict) and isinstance(OmegaConf.select(config, key), DictConfig)
+    OmegaConf.update(config, key, value, merge=both)
+    return [*flat(value, key)]
+
+
+def _validate(content: dict[str, Any], named: Collection[str]) -> Config:
     try:
         return _CONFIG.validate_python(content)
     except ValidationError as error:
-        named = {override.partition("=")[0] for override in overrides}
         unknown = [
             _walk(list(e["loc"]), Config)[0]
             for e in error.errors(include_url=False)
@@ -133,8 +160,12 @@ def _validate(content: dict[str, Any], overrides: Sequence[str]) -> Config:
         if not left:
             raise
         for *node, key in left:
-            del functools.reduce(operator.getitem, node, content)[key]
-        return _validate(content, overrides)
+            del functools.reduce(_item, node, content)[key]
+        return _validate(content, named)
+
+
+def _item(node: Any, key: str) -> Any:
+    return node[int(key)] if isinstance(node, list) else node[key]
 
 
 def parse_data(content: Mapping[str, Any], *, where: str = "config") -> DataConfig:
@@ -211,6 +242,12 @@ def _walk(loc: Sequence[str | int], root: Any) -> tuple[list[str], Any]:
             kind = tagged[0]
             continue
         keys.append(str(part))
+        if isinstance(part, int):
+            kind = next((get_args(m)[0] for m in members if get_args(m)), None)
+            continue
+        if named := [m for m in members if get_origin(m) is Mapping]:
+            kind = get_args(named[0])[1]
+            continue
         owner = next((m for m in members if _is_component(m)), None)
         hints = typing.get_type_hints(owner, include_extras=True) if owner else {}
         kind = hints.get(str(part))
@@ -230,6 +267,9 @@ def _is_component(member: Any) -> bool:
 
 
 def _tag(member: Any) -> Any:
+    named = [m.tag for m in getattr(member, "__metadata__", ()) if isinstance(m, Tag)]
+    if named:
+        return named[0]
     return getattr(member, "kind", None) if _is_component(member) else None
 
 

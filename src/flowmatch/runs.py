@@ -12,34 +12,36 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 
+from flowmatch.agreement import check_conditions, check_names
 from flowmatch.config import Config, load_config, to_yaml
+from flowmatch.data import Latent
 from flowmatch.evaluation.during_training import during_training
 from flowmatch.flow import Flow
 from flowmatch.room import require_memory, require_space
 from flowmatch.training.checkpoint import (
+    MODEL,
+    OWN_AVERAGE,
     Checkpoints,
-    fit_weights,
-    hash_weights,
+    averages_of,
     problems,
     read_state,
-    read_weights,
 )
 from flowmatch.training.distributed import start_processes
+from flowmatch.training.settings import TrainConfig
 from flowmatch.training.trainer import Trainer
+from flowmatch.training.weights import fit_weights, hash_weights, read_header, read_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Weights = Literal["ema", "model"]
 _CONFIG_PARTIAL = ".config.yaml.partial"
-WEIGHT_FILES: dict[str, str] = {"ema": "model_ema.safetensors", "model": "model.safetensors"}
-"""What the two kinds of weights of a checkpoint are called."""
 
 
 def build_flow(config: Config) -> Flow:
@@ -59,7 +61,9 @@ def build_flow(config: Config) -> Flow:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = config.network.build(shape)
-    return Flow(network, path=config.path, predict=config.predict, shape=shape)
+    data = config.data
+    decoder = data.decoder() if isinstance(data, Latent) else None
+    return Flow(network, path=config.path, predict=config.predict, shape=shape, decoder=decoder)
 
 
 def build_trainer(
@@ -87,12 +91,15 @@ def build_trainer(
     accelerator = accelerator or start_processes(config.train.precision)
     row = math.prod(config.data.shape)
     require_memory(8 * config.train.batch * row, f"train.batch={config.train.batch} and its noise")
-    dataset = config.data.build("train")
-    check_labels(config, dataset.num_classes)
-    flow = build_flow(config)
-    on_main = accelerator.is_main_process
     if resume is None:
         _refuse_existing(run_dir, overwrite, accelerator)
+    check_names(config)
+    dataset = config.data.build("train")
+    check_conditions(config, dataset)
+    if isinstance(config.data, Latent):  # a run is decoded without its data
+        config = replace(config, data=config.data.settled(dataset))
+    flow = build_flow(config)
+    on_main = accelerator.is_main_process
     checkpoint = find_checkpoint(run_dir, resume) if resume else None
     trainer = Trainer(
         flow,
@@ -107,7 +114,7 @@ def build_trainer(
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    check_space(run_dir, flow, config)
+    check_space(run_dir, flow, config.train, step=trainer.step)
     if on_main:
         if overwrite and resume is None and run_dir.exists():
             _delete(run_dir)
@@ -116,8 +123,7 @@ def build_trainer(
             write_config(run_dir, config)
         except OSError as error:
             raise ValueError(f"cannot write to {run_dir}: {error.strerror}") from None
-        trainer.checkpoints.clear_unfinished()
-        trainer.checkpoints.set_aside_after(trainer.step)
+        trainer.set_aside()
     accelerator.wait_for_everyone()
     return trainer
 
@@ -125,7 +131,7 @@ def build_trainer(
 def load(
     run_dir: str | Path,
     *,
-    weights: Weights = "ema",
+    weights: str = "ema",
     checkpoint: str = "latest",
     device: torch.device | str = "cpu",
 ) -> Flow:
@@ -133,14 +139,15 @@ def load(
 
     Args:
         run_dir: a run directory, or one of its `ckpt/step...` folders.
-        weights: "ema" (the average) or "model" (the weights as trained).
+        weights: "ema" (the run's own average), "model" (the weights as trained), the name of
+            another average, e.g. "std0.05", or the path of a file.
         checkpoint: "latest", "best", or the path of a checkpoint folder.
         device: where to put it.
     Raises:
-        ValueError: there is no run or no checkpoint there, or it does not fit.
+        ValueError: there is no run, no checkpoint or no such weights there, or they do not fit.
     """
     config, folder = open_run(run_dir, checkpoint)
-    return load_flow(config, folder / WEIGHT_FILES[weights], device=device)
+    return load_flow(config, weights_file(folder, weights), device=device)
 
 
 def open_run(
@@ -169,15 +176,47 @@ def load_flow(config: Config, weights: Path, *, device: torch.device | str = "cp
     return flow.eval().requires_grad_(False).to(device)
 
 
-def model_facts(run_dir: Path, checkpoint: Path, weights: Weights) -> dict[str, Any]:
-    """What a protocol says about the weights of a checkpoint."""
-    state = read_state(checkpoint)
+def weights_file(checkpoint: Path, weights: str) -> Path:
+    """The file of the weights that `weights` names: "ema", "model", an average's name, or a file.
+
+    Raises:
+        ValueError: there are no such weights; says which there are.
+    """
+    averages = averages_of(checkpoint)
+    known = {"ema": checkpoint / OWN_AVERAGE, "model": checkpoint / MODEL, **averages}
+    if weights in known:
+        return known[weights]
+    if Path(weights).is_file():
+        return Path(weights)
+    own, *others = averages
+    named = "ema" if own == "ema" else f"ema (which is {own})"
+    raise ValueError(
+        f"there are no weights {weights!r}: {checkpoint} has {', '.join([named, *others])} and"
+        " model, and a file is given by its path; `flowmatch ema` makes one of another width"
+    )
+
+
+def weights_title(path: Path) -> str:
+    """What protocols call the weights of a file: "EMA std 0.05", "raw", or else its name."""
+    older = {OWN_AVERAGE: "EMA", MODEL: "raw"}
+    return read_header(path).get("title", older.get(path.name, path.name))
+
+
+def model_facts(run_dir: Path, checkpoint: Path, weights: str) -> dict[str, Any]:
+    """What a protocol says about weights of a run, named as for `weights_file`."""
+    path = weights_file(checkpoint, weights)
+    if path.parent == checkpoint:
+        state = read_state(checkpoint)
+        step, images = state["step"], state["images"]
+    else:  # a file says it of itself, or nobody knows
+        header = read_header(path)
+        step, images = (int(header[k]) if k in header else None for k in ("step", "images"))
     return {
         "name": str(run_dir),
-        "weights": weights.upper() if weights == "ema" else "raw",
-        "hash": hash_weights(checkpoint / WEIGHT_FILES[weights]),
-        "step": state["step"],
-        "images_seen": state["images"],
+        "weights": weights_title(path),
+        "hash": hash_weights(path),
+        "step": step,
+        "images_seen": images,
     }
 
 
@@ -213,24 +252,18 @@ def find_checkpoint(run_dir: Path, which: str) -> Path | None:
     return newest
 
 
-def check_labels(config: Config, num_classes: int | None) -> None:
-    """Refuse a class-conditional network whose classes are not the data's."""
-    wanted = config.network.num_classes
-    if wanted is not None and wanted != num_classes:
-        has = f"has {num_classes} classes" if num_classes else "has no labels"
-        fix = num_classes if num_classes else "null"
-        raise ValueError(
-            f"network.num_classes is {wanted}, but the data set {config.data.kind} {has};"
-            f" set network.num_classes={fix}"
-        )
-
-
-def check_space(run_dir: Path, flow: Flow, config: Config) -> None:
-    """Refuse to start when the disk cannot hold the run's checkpoints."""
+def check_space(run_dir: Path, flow: Flow, config: TrainConfig, *, step: int) -> None:
+    """Refuse to start when the disk cannot hold the run's checkpoints and snapshots to come."""
     parameters = sum(p.numel() for p in flow.parameters())
-    count = config.train.keep_last + 1 + (config.train.evaluate_every is not None)  # the best
-    # model, EMA, two moments, in float32
-    require_space(run_dir, 16 * parameters * count, f"{count} checkpoints")
+    checkpoints = config.keep_last + 1 + (config.evaluate_every is not None)  # the best
+    # model, averages, two moments, in float32
+    need = 4 * parameters * (3 + len(config.profiles)) * checkpoints
+    what = f"{checkpoints} checkpoints"
+    if config.post_hoc is not None:
+        count = len(config.post_hoc.stds) * config.snapshots_after(step)
+        need += parameters * count * (4 if config.post_hoc.precision == "fp32" else 2)
+        what += f" and {count:,} snapshots of averages"
+    require_space(run_dir, need, what)
 
 
 def new_run_dir() -> Path:

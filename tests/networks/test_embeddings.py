@@ -5,6 +5,7 @@ import torch
 
 from flowmatch.networks.embeddings import (
     ClassEmbedding,
+    FourierEmbedding,
     TimeEmbedding,
     read_labels,
     sinusoidal_embedding,
@@ -17,6 +18,25 @@ def test_sinusoidal_embedding_is_the_formula():
     expected = [math.cos(p) for p in phases] + [math.sin(p) for p in phases]
     embedded = sinusoidal_embedding(torch.tensor([t], dtype=torch.float64), dim, scale=scale)
     torch.testing.assert_close(embedded[0], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_endpoint_ends_at_the_lowest_frequency():
+    t = torch.tensor([0.3], dtype=torch.float64)
+    embedded = sinusoidal_embedding(t, 6, endpoint=True)
+    phases = 300 * torch.tensor([1, 1e-2, 1e-4], dtype=torch.float64)
+    torch.testing.assert_close(embedded[0], torch.cat([phases.cos(), phases.sin()]))
+
+
+def test_fourier_embedding_is_the_formula_of_frequencies_that_are_saved():
+    torch.manual_seed(0)
+    embed = FourierEmbedding(512, scale=16.0)
+    frequencies = embed.state_dict()["frequencies"].double()
+    assert frequencies.std().item() == pytest.approx(16, rel=0.15)
+    embedded = embed(torch.tensor([0.0, 0.3], dtype=torch.float64))
+    phases = 2 * math.pi * 0.3 * frequencies
+    torch.testing.assert_close(embedded[1], torch.cat([phases.cos(), phases.sin()]))
+    assert torch.equal(embedded[0], torch.tensor([1.0] * 256 + [0.0] * 256).double())
+    assert embed.double()(torch.rand(2)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("dim", [1, 7])

@@ -7,19 +7,36 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from flowmatch.networks import MLPConfig, NetworkConfig, UNetConfig
+from flowmatch.networks import (
+    DDPMPPConfig,
+    DiTConfig,
+    EDM2Config,
+    MLPConfig,
+    NetworkConfig,
+    UNetConfig,
+)
 
 MEMBERS = get_args(get_args(NetworkConfig)[0])
 SHAPE = (3, 8, 8)
 CLASSES = 5
 SMALL_UNET = {"channels": 48, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
+SMALL_DIT = {"width": 32, "depth": 2, "heads": 2}
+SMALL_EDM2 = {**SMALL_UNET, "head_channels": 16}
 CONDITIONAL = {
+    "ddpmpp-classes": DDPMPPConfig(**SMALL_UNET, num_classes=CLASSES),
+    "dit-classes": DiTConfig(**SMALL_DIT, num_classes=CLASSES, registers=2, dropout=0.2),
+    "edm2-classes": EDM2Config(**SMALL_EDM2, num_classes=CLASSES),
     "mlp-classes": MLPConfig(width=32, depth=2, num_classes=CLASSES),
     "unet-classes": UNetConfig(
         **SMALL_UNET, num_classes=CLASSES, scale_shift=True, head_channels=16
     ),
 }
 UNCONDITIONAL = {
+    "ddpmpp": DDPMPPConfig(**SMALL_UNET, scale_shift=True),
+    "ddpmpp-ncsnpp": DDPMPPConfig(**SMALL_UNET, size="ncsnpp-cifar10"),
+    "dit": DiTConfig(**SMALL_DIT, patch=4, patch_rank=8),
+    "dit-plain": DiTConfig(**SMALL_DIT, patch=1, qk_norm=False),
+    "edm2": EDM2Config(**SMALL_EDM2, dropout=0.2),
     "mlp": MLPConfig(width=32, depth=2),
     "unet": UNetConfig(**SMALL_UNET),
     "unet-legacy": UNetConfig(**SMALL_UNET, conv_resample=False, dropout=0.2, qkv_order="legacy"),

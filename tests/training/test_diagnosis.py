@@ -97,13 +97,13 @@ def test_the_mode_comes_back_after_an_error():
 def test_the_probe_is_the_same_whenever_it_is_made():
     dataset = MemoryArrays(torch.randn(100, 2), torch.arange(100) % 7, num_classes=7)
     options = {"seed": 3, "device": torch.device("cpu")}
-    probe = Probe.of(dataset, 256, conditional=True, **options)
+    probe = Probe.of(dataset, 256, known=("label",), **options)
     assert torch.equal(probe.x1, dataset.x[:64])
     assert torch.equal(probe.cond["label"], dataset.labels[:64])
-    again = Probe.of(dataset, 32, conditional=False, **options)
+    again = Probe.of(dataset, 32, known=(), **options)
     assert torch.equal(again.noise, probe.noise[:32])
     assert again.cond is None
-    assert len(Probe.of(MemoryArrays(torch.randn(5, 2)), 32, conditional=False, **options).x1) == 5
+    assert len(Probe.of(MemoryArrays(torch.randn(5, 2)), 32, known=(), **options).x1) == 5
 
 
 def test_straight_paths_have_no_curvature():
@@ -161,7 +161,7 @@ def test_a_run_that_is_looked_into_is_the_run_that_is_not(tiny, tmp_path):
     trainer, watched = train(tiny, tmp_path / "watched", *options, *often)
     assert_same_bits(watched.checkpoint, plain.checkpoint)
     assert trainer.flow.training
-    assert not trainer.ema.module.training
+    assert not trainer.averages.own.training
     seen = [r for r in read_metrics(tmp_path / "watched/metrics.jsonl") if "grad_norm_t" in r]
     assert [r["step"] for r in seen] == [2, 4]
     for r in seen:
@@ -188,10 +188,10 @@ def test_a_flow_whose_samples_run_away_is_still_trained(tiny, tmp_path):
     options = ["train.steps=2", "train.sample_every_steps=2"]
     trainer = build_trainer(load_config(tiny, options), tmp_path / "run")
     with torch.no_grad():
-        for p in trainer.ema.module.parameters():
+        for p in trainer.averages.own.parameters():
             p.fill_(1e30)
-    trainer.ema.update = lambda decay: None
-    trainer._require_finite = lambda: None
+    trainer.averages.update = lambda *step, **images: None
+    trainer._require_good = lambda weights=False: trainer._meter.steps()
     trainer.run()
     (seen,) = (r for r in read_metrics(tmp_path / "run/metrics.jsonl") if "grad_norm_t" in r)
     assert seen["curvature"] is None

@@ -140,8 +140,8 @@ def test_an_evaluation_without_manners_changes_nothing(tiny, tmp_path):
     result = trainer.run()
     assert_same_bits(result.checkpoint, plain.checkpoint)
     assert torch.is_grad_enabled()
-    assert not trainer.ema.module.training
-    assert not any(p.requires_grad for p in trainer.ema.module.parameters())
+    assert not trainer.averages.own.training
+    assert not any(p.requires_grad for p in trainer.averages.own.parameters())
 
 
 def test_the_average_is_what_is_evaluated(tiny, tmp_path):

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 
 from flowmatch.config import load_config
 from flowmatch.data import ShuffledOrder
+from flowmatch.losses import SampleLosses
 from flowmatch.randomness import Rows
 from flowmatch.runs import build_trainer
 from flowmatch.training.bins import bin_of, centres
@@ -24,17 +25,26 @@ def accelerator():
 
 
 class Together:
-    """Stands for an Accelerator whose processes all hold what the given meters hold."""
+    """Stands for an Accelerator: what a process asks to reduce is kept, or joined with what is."""
 
     device = torch.device("cpu")
 
     def __init__(self):
-        self.meters = []
+        self.before = []
 
     def reduce(self, tensor, reduction):
-        (name,) = (n for n, v in vars(self.meters[0]).items() if v is tensor)
-        total = torch.stack([getattr(m, name) for m in self.meters])
+        both = [t for t in self.before if t.shape == tensor.shape] + [tensor.clone()]
+        self.before.append(tensor.clone())
+        total = torch.stack(both)
         return total.mean(0) if reduction == "mean" else total.sum(0)
+
+
+def plain(losses, t):
+    return SampleLosses(losses, losses, t, torch.ones_like(losses))
+
+
+def read(meter, images):
+    return meter.read(images, meter.steps())
 
 
 def test_the_parts_of_time_hold_their_lower_end_and_the_last_holds_one():
@@ -48,25 +58,25 @@ def test_the_loss_against_t_is_the_mean_in_each_part(accelerator):
     meter = Meter(accelerator)
     t = torch.tensor([0.01, 0.02, 0.55, 0.59, 0.51, 1.0])
     losses = torch.tensor([1.0, 3.0, 6.0, 9.0, 3.0, 0.5])
-    meter.add(losses[:3].mean() / 2, losses[:3], t[:3], 0)  # two parts of one step
-    meter.add(losses[3:].mean() / 2, losses[3:], t[3:], 0)
-    metrics = meter.read(6)
+    meter.add(0, plain(losses[:3], t[:3]), parts=2)
+    meter.add(0, plain(losses[3:], t[3:]), parts=2)
+    metrics = read(meter, 6)
     assert metrics["loss"] == pytest.approx(losses.mean().item())
     none = [None] * 4
     assert metrics["loss_t"] == [2.0, *none, 6.0, None, None, None, 0.5]
-    meter.add(losses[:1].mean(), losses[:1], t[:1], 1)
-    assert meter.read(7)["loss_t"] == [1.0, *[None] * 9]  # of the new step alone
+    meter.add(1, plain(losses[:1], t[:1]))
+    assert read(meter, 7)["loss_t"] == [1.0, *[None] * 9]  # of the new step alone
 
 
 def test_two_processes_tell_the_loss_against_t_of_one():
     losses, t = torch.rand(64), torch.rand(64)
-    alone, two = Together(), Together()
-    alone.meters = [Meter(alone)]
-    two.meters = [Meter(two), Meter(two)]
-    alone.meters[0].add(losses.mean(), losses, t, 0)
-    for meter, part in zip(two.meters, (slice(0, 32), slice(32, 64)), strict=True):
-        meter.add(losses[part].mean(), losses[part], t[part], 0)
-    ours, theirs = two.meters[0].read(64), alone.meters[0].read(64)
+    alone, together = Meter(Together()), Together()
+    first, second = Meter(together), Meter(together)
+    alone.add(0, plain(losses, t))
+    for meter, part in zip((first, second), (slice(0, 32), slice(32, 64)), strict=True):
+        meter.add(0, plain(losses[part], t[part]))
+    read(first, 64)
+    ours, theirs = read(second, 64), read(alone, 64)
     assert ours["loss_t"] == pytest.approx(theirs["loss_t"])
     assert ours["loss"] == pytest.approx(theirs["loss"])
 
@@ -80,10 +90,10 @@ def test_what_is_done_in_a_pause_does_not_count(accelerator, monkeypatch):
     with meter.paused():
         now[0] += 1000
     now[0] += 3
-    metrics = meter.read(1050)
+    metrics = read(meter, 1050)
     assert (metrics["seconds"], metrics["images_per_second"]) == (45.0, 10.0)
     now[0] += 1
-    metrics = meter.read(1070)
+    metrics = read(meter, 1070)
     assert (metrics["seconds"], metrics["images_per_second"]) == (46.0, 20.0)
 
 
@@ -94,9 +104,10 @@ def test_the_loss_against_t_of_a_run_is_that_of_its_batch(tiny, tmp_path):
     config = load_config(tiny, options)
     trainer = build_trainer(config, tmp_path / "run")
     images = trainer.dataset.plain(ShuffledOrder(len(trainer.dataset), 0).indices(0, 64))
-    draws = draw(Rows((0, 0), 0, 64), (1, 8, 8), device=torch.device("cpu"))
+    draws = draw(Rows((0, 0), 0, 64), (1, 8, 8), batch=64, device=torch.device("cpu"))
     with torch.no_grad():
-        losses, t = config.loss.drawn(trainer.flow, images.x1, images.cond, draws=draws)
+        drawn = config.loss.drawn(trainer.flow, images.x1, images.cond, draws=draws)
+        losses, t = drawn.loss, drawn.t
         whole = config.loss(trainer.flow, images.x1, images.cond, draws=draws)
     assert torch.equal(losses.mean(), whole)
     trainer.run()
@@ -120,3 +131,24 @@ def test_the_seconds_go_on_after_a_resume(tiny, tmp_path):
     again = train("train.steps=8", resume=str(tmp_path / "run/ckpt/step0000003"))
     assert again[0] == before[0]  # the line of step 2; the others belong to steps made again
     assert sorted(set(again)) == again
+
+
+def test_weighted_losses_count_by_their_weights(accelerator):
+    """Of an adaptive density: a mean under the plain one, and a mean of losses in each part."""
+    meter = Meter(accelerator)
+    loss, t = torch.tensor([1.0, 4.0, 9.0]), torch.tensor([0.05, 0.06, 0.95])
+    weight = torch.tensor([0.5, 1.5, 2.0])
+    meter.add(0, SampleLosses(loss, loss, t, weight))
+    metrics = read(meter, 3)
+    assert metrics["loss"] == pytest.approx((0.5 + 6 + 18) / 3)
+    assert metrics["loss_t"][0] == pytest.approx((0.5 + 6) / 2)
+    assert metrics["loss_t"][9] == pytest.approx(9)
+
+
+def test_the_share_of_clipped_steps(accelerator):
+    meter = Meter(accelerator, max_grad_norm=1.0)
+    for step, norm in enumerate([0.5, 2.0, 3.0, 1.0]):
+        meter.add(step, plain(torch.ones(2), torch.rand(2)))
+        meter.add_gradient(step, torch.tensor(norm))
+    metrics = read(meter, 8)
+    assert (metrics["clipped"], metrics["grad_norm"]) == (0.5, 1.0)

@@ -14,8 +14,8 @@ from flowmatch.randomness import Rows
 from flowmatch.runs import build_trainer
 from flowmatch.training.checkpoint import Checkpoints, problems, read_state
 from flowmatch.training.draws import Split, draw
+from flowmatch.training.result import TrainingFailed
 from flowmatch.training.tracking import read_metrics
-from flowmatch.training.trainer import TrainingFailed
 from made_data import make_imagenet
 
 
@@ -120,12 +120,12 @@ def test_accumulated_parts_give_the_same_run(tiny, tmp_path, parts):
 
 def test_a_part_of_the_randomness_is_what_the_whole_draws():
     device = torch.device("cpu")
-    whole = draw(Rows((1, 5), 0, 100), (3, 4), device=device)
+    whole = draw(Rows((1, 5), 0, 100), (3, 4), batch=100, device=device)
     for start, stop in ((0, 10), (31, 33), (64, 100), (99, 100)):
-        part = draw(Rows((1, 5), start, stop), (3, 4), device=device)
+        part = draw(Rows((1, 5), start, stop), (3, 4), batch=100, device=device)
         for ours, theirs in zip(part, whole, strict=True):
             assert torch.equal(ours, theirs[start:stop])
-    other = draw(Rows((1, 6), 0, 100), (3, 4), device=device)
+    other = draw(Rows((1, 6), 0, 100), (3, 4), batch=100, device=device)
     assert not torch.equal(whole.noise, other.noise)
     assert not torch.equal(whole.time, whole.drop)
 
@@ -200,7 +200,9 @@ def test_a_loss_that_turns_nan_names_the_step_and_the_last_good_checkpoint(tiny,
         step()
 
     trainer.train_step = poison
-    with pytest.raises(TrainingFailed, match=r"at step 3: .*step0000002"):
+    with pytest.raises(
+        TrainingFailed, match=r"at step 4; .*sent back once, as .* at step 3\..*step0000002"
+    ):
         trainer.run()
     # the poisoned weights were not saved
     assert [p.name for p in Checkpoints(tmp_path / "run").all()] == ["step0000002"]

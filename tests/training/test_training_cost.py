@@ -35,14 +35,16 @@ def test_operations_counted_by_hand():
     linear = 36 * 8 * 2
     flow = Flow(Layered()).eval()
     state = torch.get_rng_state()
-    assert forward_flops(flow, (2, 6, 6)) == 2 * (conv + attention + linear)
+    assert forward_flops(flow, torch.zeros(1, 2, 6, 6), {"label": torch.zeros(1)}) == 2 * (
+        conv + attention + linear
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_unet_of_twice_the_channels_does_nearly_four_times_the_work():
     def flops(channels):
         config = UNetConfig(channels=channels, multipliers=(1, 2), attention_resolutions=())
-        return forward_flops(Flow(config.build((1, 16, 16))).eval(), (1, 16, 16))
+        return forward_flops(Flow(config.build((1, 16, 16))).eval(), torch.zeros(1, 1, 16, 16))
 
     assert 3.7 < flops(64) / flops(32) < 4
 
@@ -66,5 +68,7 @@ def test_each_start_is_told(tiny, tmp_path):
         assert f["device"] == device_name(torch.device("cpu")) != ""
         assert (f["processes"], f["threads"]) == (1, torch.get_num_threads())
         assert (f["torch"], f["flowmatch"]) == (torch.__version__, flowmatch.__version__)
-        assert f["forward_flops_per_image"] == forward_flops(trainer.ema.module, (1, 8, 8))
+        assert f["forward_flops_per_image"] == forward_flops(
+            trainer.averages.own, torch.zeros(1, 1, 8, 8)
+        )
         assert f["matmul_flops_per_second"] > 1e8

@@ -10,10 +10,29 @@ from typing import Annotated
 
 from pydantic import Field
 
+from flowmatch.networks.ddpmpp import DDPMPP, DDPMPPConfig
+from flowmatch.networks.dit import DiT, DiTConfig
+from flowmatch.networks.edm2 import EDM2Config, EDM2UNet
 from flowmatch.networks.layers import Dropout, dropouts_of
 from flowmatch.networks.mlp import MLP, MLPConfig
 from flowmatch.networks.unet import UNet, UNetConfig
 
-NetworkConfig = Annotated[MLPConfig | UNetConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[
+    DDPMPPConfig | DiTConfig | EDM2Config | MLPConfig | UNetConfig, Field(discriminator="kind")
+]
 
-__all__ = ["MLP", "Dropout", "MLPConfig", "NetworkConfig", "UNet", "UNetConfig", "dropouts_of"]
+__all__ = [
+    "DDPMPP",
+    "MLP",
+    "DDPMPPConfig",
+    "DiT",
+    "DiTConfig",
+    "Dropout",
+    "EDM2Config",
+    "EDM2UNet",
+    "MLPConfig",
+    "NetworkConfig",
+    "UNet",
+    "UNetConfig",
+    "dropouts_of",
+]

@@ -2,8 +2,8 @@
 
 A network is told everything through one mapping `cond` from names to tensors. That a condition is
 absent is said in the tensor itself, sample by sample: a label by the number of classes, the others
-by NaN (`Vector(null="zero")` by zeros). So a batch of given and absent conditions is one tensor,
-as guidance and dropout want it.
+by NaN (`Vector(when_absent="zero")` by zeros). So a batch of given and absent conditions is one
+tensor, as guidance and dropout want it.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ class Vector(Condition):
 
     Args:
         dim: its length.
-        null: "learned": an absent vector is NaN and has an embedding of its own; "zero": it is
-            zeros, and so is its embedding. (Augmentation wants the latter.)
+        when_absent: "learned": an absent vector is NaN and has an embedding of its own; "zero": it
+            is zeros, and so is its embedding. (Augmentation wants the latter.)
     """
 
     dim: int
-    null: Literal["learned", "zero"] = "learned"
+    when_absent: Literal["learned", "zero"] = "learned"
     kind: Literal["vector"] = "vector"
 
     def __post_init__(self) -> None:
@@ -95,11 +95,11 @@ class Vector(Condition):
 
     @property
     def absent(self) -> float:
-        return 0.0 if self.null == "zero" else ABSENT
+        return 0.0 if self.when_absent == "zero" else ABSENT
 
     def build(self, width: int) -> nn.Module:
-        if self.null == "zero":
-            return nn.Linear(self.dim, width, bias=False)
+        if self.when_absent == "zero":
+            return LinearEmbedding(self.dim, width, bias=False)
         return VectorEmbedding(self, width)
 
 
@@ -146,6 +146,14 @@ class ScalarEmbedding(nn.Module):
         place = (value - self.config.low) / (self.config.high - self.config.low)
         out = self.waves(torch.where(absent, 0.0, place))
         return torch.where(absent[:, None], self.null.to(out.dtype), out)
+
+
+class LinearEmbedding(nn.Linear):
+    """A linear map of the vector, nothing else: zeros stay zeros."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        """[B, dim] -> [B, width]."""
+        return super().forward(value.to(self.weight.dtype))
 
 
 class VectorEmbedding(nn.Linear):
@@ -206,10 +214,15 @@ class ConditionEmbedding(nn.ModuleDict):
         Raises:
             ValueError: a value has another shape than its condition.
         """
-        parts = [layer(self._value(name, cond, x)) for name, layer in self.items()]
+        parts = [layer(self.value_of(name, cond, x)) for name, layer in self.items()]
         return torch.stack(parts).sum(0)
 
-    def _value(self, name: str, cond: Mapping[str, Tensor] | None, x: Tensor) -> Tensor:
+    def value_of(self, name: str, cond: Mapping[str, Tensor] | None, x: Tensor) -> Tensor:
+        """What `cond` says of one condition, [B, *shape]; absent if it says nothing.
+
+        Raises:
+            ValueError: it has another shape than the condition.
+        """
         condition = self.config[name]
         shape = (len(x), *condition.shape)
         if cond is None or name not in cond:
@@ -244,6 +257,7 @@ def check_conditions(num_classes: int | None, conditions: Mapping[str, Condition
             " (at least 1), or None for an unconditional network"
         )
     if LABEL in conditions:
-        raise ValueError("the class is no entry of conditions; say num_classes")
-    if bad := [name for name in conditions if not name.isidentifier()]:
-        raise ValueError(f"conditions have names like variables, got {bad}")
+        raise ValueError("label is no entry of conditions; for classes set num_classes")
+    taken = {*dir(nn.ModuleDict()), "config", "value_of"}
+    if bad := [name for name in conditions if not name.isidentifier() or name in taken]:
+        raise ValueError(f"a condition cannot be called {bad[0]!r}; take a name like my_{bad[0]}")

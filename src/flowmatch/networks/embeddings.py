@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def sinusoidal_embedding(t: Tensor, dim: int, *, scale: float = 1000.0) -> Tensor:
+def sinusoidal_embedding(
+    t: Tensor, dim: int, *, scale: float = 1000.0, endpoint: bool = False
+) -> Tensor:
     """Cosines and sines of time at `dim // 2` frequencies, spaced evenly in the logarithm.
 
         [cos(scale t w_i), sin(scale t w_i)],   w_i = 10000^(-i / half),   i = 0 .. half - 1
@@ -21,15 +23,39 @@ def sinusoidal_embedding(t: Tensor, dim: int, *, scale: float = 1000.0) -> Tenso
         dim: length of the embedding; an odd one ends in a zero.
         scale: what time is multiplied by. With 1000, [0, 1] spans the range of the discrete time
             steps that the field's diffusion networks count in.
+        endpoint: divide i by half - 1, so that the last frequency is 1/10000 (Ho et al. 2020).
     Returns:
         [B, dim] in the dtype of `t`.
     Source: Vaswani et al. 2017, section 3.5; cosines first as in Dhariwal & Nichol 2021.
     """
     half = dim // 2
     index = torch.arange(half, dtype=t.dtype, device=t.device)
-    frequencies = torch.exp(-math.log(10_000) * index / max(half, 1))
+    frequencies = torch.exp(-math.log(10_000) * index / max(half - endpoint, 1))
     phases = (scale * t)[:, None] * frequencies
     return F.pad(torch.cat([phases.cos(), phases.sin()], dim=1), (0, dim % 2))
+
+
+class FourierEmbedding(nn.Module):
+    """Cosines and sines of time at random frequencies, drawn once and kept.
+
+        [cos(2 pi scale t g_i), sin(2 pi scale t g_i)],   g_i ~ N(0, 1)
+
+    Args:
+        dim: length of the result, even.
+        scale: standard deviation of the frequencies, in turns per unit of time.
+    Source: Tancik et al. 2020, equation 5; for time, Song et al. 2021, appendix H.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, *, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", scale * torch.randn(dim // 2))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed times [B], float32 or wider, as [B, dim] in the dtype of `t`."""
+        phases = 2 * math.pi * t[:, None] * self.frequencies.to(t.dtype)
+        return torch.cat([phases.cos(), phases.sin()], dim=1)
 
 
 class TimeEmbedding(nn.Sequential):

@@ -16,6 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from flowmatch.component import Component
 from flowmatch.networks.attention import AttentionBlock, QKVOrder
+from flowmatch.networks.checks import (
+    check_dropout,
+    check_image_shape,
+    check_multipliers,
+    check_positive,
+)
 from flowmatch.networks.conditions import (
     ConditionConfig,
     ConditionEmbedding,
@@ -80,16 +86,9 @@ class UNetConfig(Component):
                 f"heads is {self.heads} and head_channels is {self.head_channels}; give one of"
                 " them and leave the other None"
             )
-        for name in ("channels", "blocks", "heads", "head_channels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(
-                f"multipliers are {self.multipliers}; give at least one, each at least 1"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+        check_positive(self, "channels", "blocks", "heads", "head_channels")
+        check_multipliers(self.multipliers)
+        check_dropout(self.dropout)
         if self.qkv_order not in get_args(QKVOrder):
             raise ValueError(f"qkv_order is {self.qkv_order!r}; it must be 'new' or 'legacy'")
         check_conditions(self.num_classes, self.conditions)
@@ -174,7 +173,11 @@ class UNet(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], config: UNetConfig) -> None:
         super().__init__()
-        _check_shape(shape, config)
+        check_image_shape(
+            shape,
+            levels=len(config.multipliers),
+            attention_resolutions=config.attention_resolutions,
+        )
         self.config = config
         embedding = 4 * config.channels
         self.time_embed = TimeEmbedding(config.channels, embedding, scale=config.time_scale)
@@ -268,32 +271,3 @@ def _decoder(shape: tuple[int, ...], config: UNetConfig, skips: list[int]) -> nn
         if level > 0:
             stages[-1].append(Upsample(width, conv=config.conv_resample))
     return nn.ModuleList(stages)
-
-
-def _check_shape(shape: tuple[int, ...], config: UNetConfig) -> None:
-    """Refuse a shape that a U-Net of this config cannot take.
-
-    Raises:
-        ValueError: `shape` is not (C, H, W), H or W cannot be halved often enough, or an attention
-            resolution never occurs.
-    """
-    if len(shape) != 3:
-        raise ValueError(
-            f"a U-Net takes images of shape (C, H, W), got {tuple(shape)}; for vectors use an MLP"
-        )
-    levels = len(config.multipliers)
-    factor = 2 ** (levels - 1)
-    for side in shape[1:]:
-        if side % factor:
-            below, above = side // factor * factor, (side // factor + 1) * factor
-            raise ValueError(
-                f"{levels} levels halve the image {levels - 1} times, but {side} is not divisible"
-                f" by {factor}; resize or pad it to {f'{below} or ' * (below > 0)}{above}, or give"
-                " fewer multipliers"
-            )
-    heights = [shape[1] >> level for level in range(levels)]
-    if absent := [size for size in config.attention_resolutions if size not in heights]:
-        raise ValueError(
-            f"attention_resolutions has {absent}, but the feature maps of {shape[1]}-pixel images"
-            f" have heights {heights}; choose among these (they are sizes, not downsampling rates)"
-        )

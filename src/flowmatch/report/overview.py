@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flowmatch.config import Config
+from flowmatch.data import Latent
 from flowmatch.evaluation import glossary
 from flowmatch.report.html import Markup, element, join, missing, paragraph
 from flowmatch.report.numbers import NONE, scaled, significant, with_spread
@@ -28,6 +30,8 @@ def overview(run: Run) -> Markup:
 
 def _facts(run: Run) -> dict[str, str]:
     config, network = run.config, run.config.network
+    data = config.data
+    kind = f"latents of {data.images.kind}" if isinstance(data, Latent) else data.kind
     shape = f", {' × '.join(map(str, run.shape))}" if run.shape else ""
     classes = f", {network.num_classes:,} classes" if network.num_classes else ""
     size = f", {scaled(run.parameters)} parameters" if run.parameters else ""
@@ -36,12 +40,18 @@ def _facts(run: Run) -> dict[str, str]:
         step, images = run.checkpoint
         reached = f"step {step:,} of {config.train.total_steps:,}, {images:,} images"
     return {
-        "Data": f"{config.data.kind}{shape}{classes}",
+        "Data": f"{kind}{shape}{classes}",
         "Network": f"{network.kind}{size}",
         "Path": config.path.kind,
-        "Predicts": config.predict,
+        "Predicts": _predicted(config),
         "Last checkpoint": reached,
     }
+
+
+def _predicted(config: Config) -> str:
+    if isinstance(config.predict, str):
+        return config.predict
+    return f"preconditioned (sigma_data {config.predict.sigma_data:g})"
 
 
 def _headline(run: Run) -> Markup | None:

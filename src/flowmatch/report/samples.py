@@ -30,7 +30,7 @@ def _progress(run: Run) -> Markup:
     solver = run.config.sample.solver
     steps = getattr(solver, "steps", None)
     made = f"{solver.kind}, {steps:,} steps" if steps else solver.kind
-    lead = paragraph(f"{told}: EMA weights, {made}.")
+    lead = paragraph(f"{told}: {run.config.train.profiles[0].title} weights, {made}.")
     return element("div", lead, element("div", *pictures, class_="strip"))
 
 

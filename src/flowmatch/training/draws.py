@@ -11,6 +11,7 @@ from torch import Tensor
 from flowmatch.data import UNIFORMS, ShuffledOrder
 from flowmatch.losses import Draws
 from flowmatch.randomness import Rows, keyed_generator
+from flowmatch.times import even_numbers
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,13 @@ def requests(
         step, images = step + 1, images + split.batch
 
 
-def draw(part: Rows, shape: tuple[int, ...], *, device: torch.device) -> Draws:
-    """Source noise, time and label-drop numbers of a part of the batch, drawn on `device`."""
+def draw(part: Rows, shape: tuple[int, ...], *, batch: int, device: torch.device) -> Draws:
+    """Source noise, time and drop numbers of a part of a global batch, drawn on `device`."""
     uniforms = part.for_purpose("time").draw((2,), device=device)
     noise = part.for_purpose("source").draw(shape, law="normal", device=device)
-    return Draws(noise, uniforms[:, 0], uniforms[:, 1])
+    offset = Rows((*part.key, "offset"), 0, 1).draw((), device=device)
+    even = even_numbers(part.start, part.stop, batch, offset)
+    return Draws(noise, uniforms[:, 0], even, uniforms[:, 1])
 
 
 def seed_the_rest(part: Rows, *, device: torch.device) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,23 +11,25 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from flowmatch.losses import SampleLosses
 from flowmatch.training.bins import BINS, bin_of
+from flowmatch.training.spikes import Step
 
 
 class Meter:
-    """Sums on the device what a log line needs, so that no step waits for the host.
+    """Keeps on the device what a log line needs, so that no step waits for the host.
 
     Args:
         accelerator: the processes that the numbers are taken over, and their device.
+        max_grad_norm: steps with a larger gradient count as clipped; None: none does.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, *, max_grad_norm: float | None = None) -> None:
         self._accelerator = accelerator
-        self._loss = torch.zeros((), device=accelerator.device)
+        self._max_grad_norm = max_grad_norm
+        self._losses: dict[int, Tensor] = {}
+        self._norms: dict[int, Tensor] = {}
         self._by_time = torch.zeros(BINS, 2, device=accelerator.device)  # sum and count
-        self._bad = torch.full((), torch.inf, device=accelerator.device)
-        self.grad_norm: Tensor | None = None
-        self._steps: set[int] = set()
         self.start(0)
 
     def start(self, images: int, seconds: float = 0.0) -> None:
@@ -36,6 +37,7 @@ class Meter:
         self._seconds = self._seconds_read = seconds
         self._images_read = images
         self._since = time.perf_counter()
+        self._clear()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -48,49 +50,62 @@ class Meter:
         finally:
             self._since = time.perf_counter()
 
-    def add(self, loss: Tensor, losses: Tensor, t: Tensor, step: int) -> None:
-        """Count a part of a step.
+    def add(self, step: int, losses: SampleLosses, *, parts: int = 1) -> None:
+        """Count one of the equal parts of a step.
 
         Args:
-            loss: the part's share of the step's loss, a scalar.
-            losses: the loss of each of its samples, [B].
-            t: their times, [B].
             step: the step's number.
+            losses: those of its samples.
+            parts: how many parts this process has of the step.
         """
-        self._loss += loss
-        self._bad = torch.where(loss.isfinite(), self._bad, self._bad.clamp(max=step + 1))
-        losses = losses.float()
-        self._by_time.index_add_(0, bin_of(t), torch.stack([losses, torch.ones_like(losses)], 1))
-        self._steps.add(step)
+        weighted = (losses.weight * losses.loss).float()
+        mean = weighted.mean() / parts
+        self._losses[step] = self._losses[step] + mean if step in self._losses else mean
+        counted = torch.stack([weighted, losses.weight.float()], 1)
+        self._by_time.index_add_(0, bin_of(losses.t), counted)
 
-    def read(self, images: int) -> dict[str, Any]:
-        """Mean losses since the last call, over all processes, rate and time; starts anew.
+    def add_gradient(self, step: int, norm: Tensor) -> None:
+        """Note the norm of a step's gradient before clipping."""
+        self._norms[step] = norm.detach()
+
+    def steps(self) -> list[Step]:
+        """The steps since the last `read`, their losses taken over all processes."""
+        if not self._losses:
+            return []
+        losses = self._accelerator.reduce(torch.stack([*self._losses.values()]), "mean").tolist()
+        nothing = torch.zeros((), device=self._accelerator.device)
+        norms = torch.stack([self._norms.get(step, nothing) for step in self._losses]).tolist()
+        return [Step(*known) for known in zip(self._losses, losses, norms, strict=True)]
+
+    def read(self, images: int, steps: list[Step]) -> dict[str, Any]:
+        """The numbers of the steps since the last call, as `steps` gave them; starts anew.
 
         `loss_t` is the mean loss of the samples whose t fell into each tenth of [0, 1], None where
-        none did. `seconds` is the training time from the first start of the run.
+        none did. `seconds` is the training time from the first start of the run. `grad_norm` is
+        of the last step, `clipped` the share of steps whose gradient was larger than allowed.
         """
-        loss = self._accelerator.reduce(self._loss, "mean").item() / max(len(self._steps), 1)
         sums = self._accelerator.reduce(self._by_time, "sum").tolist()
         self._take_time()
         rate = (images - self._images_read) / (self._seconds - self._seconds_read)
         self._images_read, self._seconds_read = images, self._seconds
-        self._loss.zero_()
-        self._by_time.zero_()
-        self._steps.clear()
         metrics: dict[str, Any] = {
-            "loss": loss,
+            "loss": sum(step.loss for step in steps) / max(len(steps), 1),
             "images_per_second": rate,
             "seconds": self._seconds,
             "loss_t": [total / count if count else None for total, count in sums],
         }
-        if self.grad_norm is not None:
-            metrics["grad_norm"] = float(self.grad_norm)
+        if steps and self._norms:
+            metrics["grad_norm"] = steps[-1].grad_norm
+        if steps and self._max_grad_norm is not None:
+            clipped = sum(step.grad_norm > self._max_grad_norm for step in steps)
+            metrics["clipped"] = clipped / len(steps)
+        self._clear()
         return metrics
 
-    def first_bad_step(self) -> int | None:
-        """The first step whose loss was not finite, in any process."""
-        first = float(self._accelerator.gather(self._bad).min())
-        return None if math.isinf(first) else int(first)
+    def _clear(self) -> None:
+        self._losses.clear()
+        self._norms.clear()
+        self._by_time.zero_()
 
     def _take_time(self) -> None:
         now = time.perf_counter()

@@ -1,51 +1,30 @@
-"""Optimizers."""
+"""Optimizers: what turns gradients into updates.
+
+An optimizer's config builds a `torch.optim.Optimizer` over a module, with all that it knows in
+`state_dict()`, as plain data. To add one, write its config in a file of its own and name it in
+`OptimizerConfig`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-import torch
-from torch import nn
+from pydantic import BeforeValidator, Field
 
-from flowmatch.component import Component
+from flowmatch.training.adamw import AdamW
+from flowmatch.training.muon import Muon
 
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW(Component):
-    """Adam with decoupled weight decay, in torch's fused kernel where the device has one.
-
-    Args:
-        betas: decay of the first and second moment, each in [0, 1).
-        eps: added to the second moment's root.
-        weight_decay: per step, times the learning rate; 0 is Adam.
-    Source: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
-    """
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    kind: Literal["adamw"] = "adamw"
-
-    def __post_init__(self) -> None:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas lie in [0, 1), got {self.betas}")
-        if self.eps <= 0 or self.weight_decay < 0:
-            raise ValueError("adamw needs eps > 0 and weight_decay >= 0")
-
-    def build(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
-        """The optimizer over `parameters`, which already lie on their device."""
-        parameters = list(parameters)
-        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-        return torch.optim.AdamW(
-            parameters,
-            lr=lr,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            fused=fused,
-        )
+__all__ = ["AdamW", "Muon", "OptimizerConfig"]
 
 
-OptimizerConfig = AdamW
+def _adamw_unless_said(node: Any) -> Any:
+    """A mapping without a kind is an AdamW's."""
+    if isinstance(node, Mapping) and "kind" not in node:
+        return {"kind": "adamw", **node}
+    return node
+
+
+OptimizerConfig = Annotated[
+    AdamW | Muon, Field(discriminator="kind"), BeforeValidator(_adamw_unless_said)
+]

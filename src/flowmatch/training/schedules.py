@@ -1,4 +1,8 @@
-"""Learning-rate schedules: warm-up, then constant, linear or cosine."""
+"""Learning-rate schedules: a warm-up, and a curve that is constant or falls.
+
+All lengths can be given in steps or in images. Given in images, the rate is a function of the
+images seen, whatever the batch. To add a schedule, write its class and name it in `ScheduleConfig`.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,18 @@ from flowmatch.component import Component
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Component, ABC):
-    """A factor on the learning rate: a linear warm-up, then the subclass's curve.
+    """A factor on the learning rate: a linear warm-up times the subclass's curve.
+
+        factor(t) = min(t / warmup, 1) curve(t)
+
+    where t counts the steps, the present one included: the first has lr / warmup, not 0.
 
     Args:
-        warmup_steps: length of the warm-up in optimizer steps; the first step has
-            lr / warmup_steps, not 0.
+        warmup_steps: length of the warm-up in optimizer steps.
         warmup_images: the same in images (instead of `warmup_steps`), so that a recipe survives a
-            change of the batch.
+            change of the batch. Neither of them: no warm-up.
+    Raises:
+        ValueError: both are given, or one is negative.
     """
 
     warmup_steps: int | None = None
@@ -34,16 +43,13 @@ class Schedule(Component, ABC):
 
     def factor(self, step: int, *, total_steps: int, batch: int) -> float:
         """The learning rate's factor for the step with this (zero-based) number."""
-        warmup = self.warmup_steps or (self.warmup_images or 0) / batch
-        if step + 1 < warmup:
-            return (step + 1) / warmup
-        # 0 at the end of the warm-up, 1 at the last step
-        progress = (step + 1 - warmup) / max(total_steps - warmup, 1)
-        return self.curve(min(max(progress, 0.0), 1.0))
+        warmup = _in_steps(self.warmup_steps, self.warmup_images, batch)
+        ramp = min((step + 1) / warmup, 1.0) if warmup else 1.0
+        return ramp * self.curve(step + 1, warmup=warmup, total_steps=total_steps, batch=batch)
 
     @abstractmethod
-    def curve(self, progress: float) -> float:
-        """The factor after the warm-up; `progress` runs from 0 to 1."""
+    def curve(self, t: int, *, warmup: float, total_steps: int, batch: int) -> float:
+        """The factor besides the warm-up's at step t = 1 .. `total_steps`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,30 +58,104 @@ class Constant(Schedule):
 
     kind: Literal["constant"] = "constant"
 
-    def curve(self, progress: float) -> float:
+    def curve(self, t: int, *, warmup: float, total_steps: int, batch: int) -> float:
         return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearDecay(Schedule):
-    """A straight line from 1 to `final`, the factor at the last step."""
+class Decay(Schedule):
+    """From 1 at the end of the warm-up to `final`, the factor at the last step.
+
+        curve(t) = final + (1 - final) shape(p),   p = (t - warmup) / (total - warmup)
+
+    Args:
+        final: in [0, 1].
+    Raises:
+        ValueError: it is not.
+    """
 
     final: float = 0.0
-    kind: Literal["linear"] = "linear"
 
-    def curve(self, progress: float) -> float:
-        return 1 + (self.final - 1) * progress
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"final is a factor in [0, 1], got {self.final}")
+
+    def curve(self, t: int, *, warmup: float, total_steps: int, batch: int) -> float:
+        progress = (t - warmup) / max(total_steps - warmup, 1)
+        return self.final + (1 - self.final) * self.shape(min(max(progress, 0.0), 1.0))
+
+    @abstractmethod
+    def shape(self, progress: float) -> float:
+        """From 1 at progress 0 to 0 at progress 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CosineDecay(Schedule):
-    """Half a cosine from 1 to `final`.  Source: Loshchilov & Hutter 2017, "SGDR", equation 5."""
+class LinearDecay(Decay):
+    """A straight line: shape(p) = 1 - p."""
 
-    final: float = 0.0
+    kind: Literal["linear"] = "linear"
+
+    def shape(self, progress: float) -> float:
+        return 1 - progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineDecay(Decay):
+    """Half a cosine: shape(p) = (1 + cos(pi p)) / 2.
+
+    Source: Loshchilov & Hutter 2017, "SGDR", equation 5.
+    """
+
     kind: Literal["cosine"] = "cosine"
 
-    def curve(self, progress: float) -> float:
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+    def shape(self, progress: float) -> float:
+        return (1 + math.cos(math.pi * progress)) / 2
 
 
-ScheduleConfig = Annotated[Constant | LinearDecay | CosineDecay, Field(discriminator="kind")]
+@dataclass(frozen=True, kw_only=True)
+class InverseSqrt(Schedule):
+    """Constant up to a reference, then falling with the root of the time; it needs no end.
+
+        curve(t) = 1 / sqrt(max(t / reference, 1))
+
+    Meant for trainings whose length is open: any moment of it is like any other, and averages of
+    the weights (`ema`) take the part of a decay to zero.
+
+    Args:
+        reference_steps: where the fall begins, in optimizer steps; at four times this the factor
+            is 1/2.
+        reference_images: the same in images; exactly one of them.
+    Raises:
+        ValueError: not exactly one is given, or it is not positive.
+    Source: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models"
+        (EDM2), appendix B.
+    """
+
+    reference_steps: int | None = None
+    reference_images: int | None = None
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [n for n in (self.reference_steps, self.reference_images) if n is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give reference_steps or reference_images of inverse_sqrt, exactly one of them"
+            )
+        if given[0] < 1:
+            raise ValueError(f"the reference of inverse_sqrt must be at least 1, got {given[0]}")
+
+    def curve(self, t: int, *, warmup: float, total_steps: int, batch: int) -> float:
+        reference = _in_steps(self.reference_steps, self.reference_images, batch)
+        return 1 / math.sqrt(max(t / reference, 1.0))
+
+
+ScheduleConfig = Annotated[
+    Constant | LinearDecay | CosineDecay | InverseSqrt, Field(discriminator="kind")
+]
+
+
+def _in_steps(steps: int | None, images: int | None, batch: int) -> float:
+    """A length in optimizer steps, not rounded; 0 if it is given in neither unit."""
+    return images / batch if images is not None else float(steps or 0)

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from flowmatch.augmentation import AugmentationConfig
 from flowmatch.component import Component
-from flowmatch.training.ema import EMAConfig
+from flowmatch.training.ema import EMAConfig, Exponential, Power, Profile
 from flowmatch.training.optim import AdamW, OptimizerConfig
 from flowmatch.training.schedules import Constant, ScheduleConfig
+from flowmatch.training.snapshots import PostHoc
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -29,9 +31,16 @@ class TrainConfig(Component):
         batch: images an optimizer step, over all processes and accumulated parts.
         accumulate: parts that a process works a batch off in, to save memory.
         lr: peak learning rate.
-        optimizer, schedule, ema: see their own pages.
+        optimizer, schedule: see their own pages.
+        ema: an average of the weights, or several; the first is the run's own, which is sampled and
+            evaluated.
+        post_hoc: averages of which snapshots are kept, so that an average of another width can be
+            had after the training; None keeps none.
+        augment: how training images are moved; the network is told by its condition `augment`.
         precision: "fp32", "bf16", or "fp16" with a loss scaler (GPU only).
         max_grad_norm: gradients are clipped to this global norm; None leaves them.
+        spike_factor: a loss above so many times the usual one sends the run back to its last
+            checkpoint, once, and leaves that batch out; None does so only for NaN and infinity.
         seed: everything random in the run follows from it.
         workers: processes that decode images of data sets that do not fit in memory.
         memory_format: layout of image networks and batches; "auto" is channels_last on a GPU and
@@ -56,9 +65,12 @@ class TrainConfig(Component):
     lr: float = 2e-4
     optimizer: OptimizerConfig = AdamW()
     schedule: ScheduleConfig = Constant()
-    ema: EMAConfig = EMAConfig()
+    ema: EMAConfig = Exponential()
+    post_hoc: PostHoc | None = None
+    augment: AugmentationConfig | None = None
     precision: Precision = "fp32"
     max_grad_norm: float | None = 1.0
+    spike_factor: float | None = 10.0
     seed: int = 0
     workers: int = 4
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
@@ -97,6 +109,15 @@ class TrainConfig(Component):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"train.{name} must be positive and finite, got {value}")
+        if self.spike_factor is not None and self.spike_factor <= 1:
+            raise ValueError(f"train.spike_factor must be above 1, got {self.spike_factor}")
+        named = [profile.name for profile in self._asked_for]
+        if not named:
+            raise ValueError("train.ema is an empty list; leave it out for the usual average")
+        if twice := [name for name in named if named.count(name) > 1]:
+            raise ValueError(
+                f"train.ema has {twice[0]} twice; averages differ in decay, half-life or std"
+            )
         if self.workers < 0:
             raise ValueError(f"train.workers cannot be negative, got {self.workers}")
 
@@ -106,6 +127,30 @@ class TrainConfig(Component):
         total = self._in_steps(self.steps, self.images)
         assert total is not None
         return total
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """All averages of the run, its own first; those of the snapshots are among them."""
+        stds = self.post_hoc.stds if self.post_hoc is not None else ()
+        return tuple(dict.fromkeys((*self._asked_for, *(Power(std=std) for std in stds))))
+
+    @property
+    def snapshot_every(self) -> int | None:
+        """Steps between snapshots of averages, or None."""
+        kept = self.post_hoc
+        return None if kept is None else self._in_steps(kept.every_steps, kept.every_images)
+
+    def snapshot_at(self, step: int) -> bool:
+        """Whether snapshots are kept after so many steps."""
+        every = self.snapshot_every
+        return every is not None and (step % every == 0 or step == self.total_steps)
+
+    def snapshots_after(self, step: int) -> int:
+        """How many times snapshots are kept after so many steps."""
+        every, total = self.snapshot_every, self.total_steps
+        if every is None or step >= total:
+            return 0
+        return total // every - step // every + (total % every > 0)
 
     @property
     def save_every(self) -> int | None:
@@ -125,6 +170,10 @@ class TrainConfig(Component):
     def lr_at(self, step: int) -> float:
         """The learning rate of the step with this (zero-based) number."""
         return self.lr * self.schedule.factor(step, total_steps=self.total_steps, batch=self.batch)
+
+    @property
+    def _asked_for(self) -> tuple[Profile, ...]:
+        return self.ema if isinstance(self.ema, tuple) else (self.ema,)
 
     def _in_steps(self, steps: int | None, images: int | None) -> int | None:
         return math.ceil(images / self.batch) if images is not None else steps

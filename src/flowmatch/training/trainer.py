@@ -5,55 +5,34 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from flowmatch.data import Batch, Dataset, ShuffledOrder, stream
-from flowmatch.flow import Cond, Flow
-from flowmatch.losses import Draws, FlowMatching
+from flowmatch.data import Dataset
+from flowmatch.flow import Flow
+from flowmatch.losses import FlowMatching
 from flowmatch.networks import dropouts_of
 from flowmatch.solvers import Solver
-from flowmatch.training.checkpoint import Checkpoints, fit_weights, read_state, read_weights
+from flowmatch.training.checkpoint import Checkpoints
 from flowmatch.training.cost import starting_facts
+from flowmatch.training.diagnosis import Probe
 from flowmatch.training.distributed import StopRequest
-from flowmatch.training.draws import Split, draw, requests, seed_the_rest
-from flowmatch.training.ema import EMA
-from flowmatch.training.evaluating import Evaluate, Evaluated, Evaluations, tell
+from flowmatch.training.draws import Split, seed_the_rest
+from flowmatch.training.ema import Averages
+from flowmatch.training.evaluating import Evaluate, Evaluations, tell
+from flowmatch.training.feed import Feed
 from flowmatch.training.meter import Meter
 from flowmatch.training.objective import Objective
+from flowmatch.training.result import Result, TrainingFailed
 from flowmatch.training.settings import TrainConfig
 from flowmatch.training.showing import View
+from flowmatch.training.snapshots import Snapshots
+from flowmatch.training.spikes import Rollback, Spike, SpikeWatch, Step, WentWrong, second_spike
+from flowmatch.training.state import TrainingState
 from flowmatch.training.tracking import Tracker
-
-
-class TrainingFailed(RuntimeError):
-    """The run cannot go on; the message says where it stood and how to go on."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended.
-
-    Args:
-        step: its last step.
-        checkpoint: its last checkpoint.
-        stopped: whether it was asked to stop before its end.
-        evaluation: the last evaluation of the training, or None.
-        best_step: the step of the best checkpoint, or None.
-    """
-
-    step: int
-    checkpoint: Path
-    stopped: bool
-    evaluation: Evaluated | None = None
-    best_step: int | None = None
 
 
 class Trainer:
@@ -99,20 +78,31 @@ class Trainer:
         self.flow = flow.to(self.device).train()
         auto = "channels_last" if self.device.type == "cuda" else "contiguous"
         chosen = auto if config.memory_format == "auto" else config.memory_format
-        self.channels_last = len(dataset.shape) == 3 and chosen == "channels_last"
-        if self.channels_last:
+        channels_last = len(dataset.shape) == 3 and chosen == "channels_last"
+        if channels_last:
             flow.to(memory_format=torch.channels_last)
-        self.ema = EMA(flow)
+        self.feed = Feed(
+            self.dataset,
+            self.split,
+            seed=config.seed,
+            workers=config.workers,
+            augment=config.augment,
+            device=self.device,
+            channels_last=channels_last,
+        )
+        self.averages = Averages(flow, config.profiles)
         self.dropouts = dropouts_of(flow)
-        optimizer = config.optimizer.build(flow.parameters(), config.lr)
-        self.objective, self.optimizer = accelerator.prepare(Objective(flow, loss), optimizer)
+        objective = Objective(flow, loss).to(self.device)
+        self.learned = objective.learned
+        optimizer = config.optimizer.build(objective, config.lr)
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.checkpoints = Checkpoints(run_dir)
-        self.step = 0
-        self.images = 0
+        self.snapshots = Snapshots(run_dir, config.post_hoc)
+        self.state = TrainingState(flow, self.averages, self.learned, self.optimizer, accelerator)
         self.evaluations = Evaluations(evaluate, config)
         self.view = View(
             flow,
-            self.ema.module,
+            self.averages.own,
             loss,
             self.dataset,
             config,
@@ -120,33 +110,39 @@ class Trainer:
             rows=self.split.size,
             accelerator=accelerator,
         )
-        self._meter = Meter(accelerator)
+        self._meter = Meter(accelerator, max_grad_norm=config.max_grad_norm)
+        self._watch = SpikeWatch(config.spike_factor, check_gradients=accelerator.scaler is None)
+        self._rollback: Rollback | None = None
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return self.state.step
+
+    @property
+    def images(self) -> int:
+        """Images that were seen."""
+        return self.state.images
 
     def resume(self, checkpoint: Path) -> None:
         """Take up the state of a checkpoint; call it before the first step."""
-        state = read_state(checkpoint)
-        for module, name in ((self.flow, "model"), (self.ema.module, "model_ema")):
-            path = checkpoint / f"{name}.safetensors"
-            fit_weights(module.get_submodule("network"), read_weights(path), path)
-        self.step, self.images = state["step"], state["images"]
-        if state["optimizer"] is not None:  # an imported model brings weights alone
-            settings = [
-                {k: v for k, v in group.items() if k != "params"}
-                for group in self.optimizer.param_groups
-            ]
-            self.optimizer.load_state_dict(state["optimizer"])
-            # the moments are the checkpoint's, the settings this run's: they may have been changed
-            for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-                group.update(own)
-        if state["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.state.take_up(checkpoint, self.config.profiles)
 
     def run(self) -> Result:
         """Train to the end, or until a signal asks to stop.
 
+        A step that goes wrong sends the run back to its last checkpoint, and is left out then.
+
         Raises:
-            TrainingFailed: the loss or the weights are no longer finite.
+            TrainingFailed: a second step went wrong.
         """
+        while True:
+            try:
+                return self._run()
+            except WentWrong as error:
+                self._go_back(error.spike)
+
+    def _run(self) -> Result:
         config = self.config
         tracker = Tracker(
             self.run_dir,
@@ -165,6 +161,10 @@ class Trainer:
                 ends = stopped or self.step == config.total_steps
                 if ends or _due(self.step, config.log_every_steps):
                     self._log(tracker)
+                # before the checkpoint, which so never is of a step whose snapshots are missing
+                if config.snapshot_at(self.step):
+                    with self._meter.paused():
+                        self._keep_snapshots()
                 if ends or _due(self.step, config.save_every):
                     with self._meter.paused():
                         self._save()
@@ -184,58 +184,45 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimizer step on one global batch; nothing in it waits for the device."""
-        config, parts = self.config, self.split.parts(self.config.seed, self.step)
-        lr = config.lr_at(self.step)
+        config, count = self.config, self.config.accumulate
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        for i, part in enumerate(parts):
-            batch = next(self._batches)
-            draws = draw(part, self.dataset.shape, device=self.device)
-            x1, draws = self._in_layout(batch.x1, draws)
+            group["lr"] = config.lr_at(self.step)
+        for i, part in enumerate(self.feed.parts(self.step, self.images)):
+            if self.step in self.state.skipped:
+                continue
             for number, layer in enumerate(self.dropouts):
-                layer.rows = part.for_purpose("dropout", number)
-            seed_the_rest(part, device=self.device)
-            last = i + 1 == len(parts)
+                layer.rows = part.rows.for_purpose("dropout", number)
+            seed_the_rest(part.rows, device=self.device)
+            last = i + 1 == count
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                mean, losses, t = self.objective(x1, self._conditions(batch.cond), draws)
-                loss = mean / len(parts)
-                self.accelerator.backward(loss)
-            self._meter.add(loss.detach(), losses, t, self.step)
-        if config.max_grad_norm is not None:
-            self._meter.grad_norm = self.accelerator.clip_grad_norm_(
-                self.flow.parameters(), config.max_grad_norm
-            )
+                cond = self.flow.known(part.cond)
+                objective, losses = self.objective(part.x1, cond, part.draws)
+                self.accelerator.backward(objective / count)
+            self._meter.add(self.step, losses, parts=count)
+        if self.step not in self.state.skipped:
+            self._update()
+        self.state.advance(config.batch)
+
+    def _update(self) -> None:
+        """Move the weights by the gradients of the step, and the averages after them."""
+        config = self.config
+        most = math.inf if config.max_grad_norm is None else config.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), most)
+        self._meter.add_gradient(self.step, norm)
         self.optimizer.step()
+        self.state.overflows += self.optimizer.step_was_skipped
         # on a CPU, fresh gradients each step cost a tenth of the step in page faults
         self.optimizer.zero_grad(set_to_none=self.device.type != "cpu")
-        self.step += 1
-        self.images += config.batch
-        self.ema.update(config.ema.decay_at(self.step, batch=config.batch))
-
-    @functools.cached_property
-    def _batches(self) -> Iterator[Batch]:
-        order = ShuffledOrder(len(self.dataset), self.config.seed)
-        wanted = requests(
-            order, self.split, seed=self.config.seed, step=self.step, images=self.images
-        )
-        return stream(self.dataset, wanted, workers=self.config.workers, device=self.device)
-
-    def _in_layout(self, x1: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
-        if not self.channels_last:
-            return x1, draws
-        last = torch.channels_last
-        noise = draws.noise.contiguous(memory_format=last)
-        return x1.contiguous(memory_format=last), draws._replace(noise=noise)
-
-    def _conditions(self, cond: dict[str, Tensor]) -> Cond | None:
-        """What of the data's labels the network takes: all, or none if it is unconditional."""
-        return cond if cond and self.flow.num_classes is not None else None
+        if self.learned is not None and self.learned.density is not None:
+            self.learned.density.update(functools.partial(self.accelerator.reduce, reduction="sum"))
+        step, images = self.step + 1, self.images + config.batch
+        self.averages.update(step, batch=config.batch, images=images)
 
     def _log(self, tracker: Tracker) -> None:
-        metrics = self._meter.read(self.images)
-        if not math.isfinite(metrics["loss"]):
-            raise self._failure("the loss", self._meter.first_bad_step())
+        metrics = self._meter.read(self.images, self._require_good())
         metrics = {"images": self.images, "lr": self.config.lr_at(self.step - 1), **metrics}
+        if skipped := len(self.state.skipped) + self.state.overflows:
+            metrics["skipped_steps"] = skipped
         tracker.log(self.step, metrics)
 
     def _start(self, tracker: Tracker) -> None:
@@ -245,44 +232,47 @@ class Trainer:
         """
         if self.step < self.config.total_steps:
             if self.accelerator.is_main_process:
-                facts = starting_facts(self.ema.module, self.dataset.shape, self.accelerator)
+                one = Probe.of(self.dataset, 1, known=self.flow.nulls, seed=0, device=self.device)
+                facts = starting_facts(self.averages.own, one.x1, one.cond, self.accelerator)
                 tracker.record(self.step, {"images": self.images, "started": facts})
             self.accelerator.wait_for_everyone()  # the measurement has the machine for itself
         self.evaluations.take_up(tracker, self.checkpoints)
         if self.evaluations.due(self.step):
             self._evaluate(tracker)
+        if self._rollback is not None and not self._rollback.told:
+            self._rollback.tell(tracker, self.step, self.images)
         before = tracker.last("seconds")
         self._meter.start(self.images, before["seconds"] if before else 0.0)
 
-    def _save(self) -> None:
-        self._require_finite()
+    def _keep_snapshots(self) -> None:
+        self._require_good(weights=True)
         if self.accelerator.is_main_process:
-            self.checkpoints.save(self.step, **self._contents(), keep_last=self.config.keep_last)
+            self.snapshots.save(self.averages.networks, step=self.step, images=self.images)
         self.accelerator.wait_for_everyone()
 
-    def _require_finite(self) -> None:
-        """Nothing is kept of a run whose loss or weights are not finite."""
-        bad = self._meter.first_bad_step()
-        if bad is not None:
-            raise self._failure("the loss", bad)
-        norms = torch._foreach_norm([*self.flow.parameters(), *self.ema.module.parameters()])
-        if not bool(torch.stack(norms).isfinite().all()):
-            raise self._failure("a weight", self.step)
+    def _save(self) -> None:
+        self._require_good(weights=True)
+        if self.accelerator.is_main_process:
+            contents = {**self.state.contents(), "config_yaml": self.config_yaml}
+            self.checkpoints.save(self.step, **contents, keep_last=self.config.keep_last)
+        self.state.is_saved()
+        self.accelerator.wait_for_everyone()
 
-    def _contents(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        scaler = self.accelerator.scaler
-        return {
-            "network": self.flow.network,
-            "network_ema": self.ema.module.get_submodule("network"),
-            "state": {
-                "step": self.step,
-                "images": self.images,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else None,
-            },
-            "config_yaml": self.config_yaml,
-        }
+    def _require_good(self, *, weights: bool = False) -> list[Step]:
+        """The steps since the last log line, none of which went wrong.
+
+        Raises:
+            WentWrong: one did; or, with `weights`, a weight is not finite.
+        """
+        steps = self._meter.steps()
+        spike = self._watch.look(steps)
+        if spike is None and weights:
+            norms = torch._foreach_norm([*self.flow.parameters(), *self.averages.own.parameters()])
+            if not bool(torch.stack(norms).isfinite().all()):
+                spike = Spike(self.step - 1, "a weight became NaN or infinite")
+        if spike is not None:
+            raise WentWrong(spike)
+        return steps
 
     def _show(self, tracker: Tracker) -> None:
         """Keep a grid of samples, and the numbers that explain the loss."""
@@ -296,25 +286,42 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _evaluate(self, tracker: Tracker) -> None:
-        found, is_best = self.evaluations.run(self.ema.module, self.step)
+        found, is_best = self.evaluations.run(self.averages.own, self.step)
         if is_best:
-            self._require_finite()
+            self._require_good(weights=True)
             if self.accelerator.is_main_process:
                 record = {"images": self.images, "evaluation": found.record()}
-                self.checkpoints.save_best({"step": self.step, **record}, **self._contents())
+                contents = {**self.state.contents(), "config_yaml": self.config_yaml}
+                self.checkpoints.save_best({"step": self.step, **record}, **contents)
         # the record comes last: a kill before it repeats the evaluation
         tell(found, tracker, step=self.step, images=self.images, is_best=is_best)
         self.accelerator.wait_for_everyone()
 
-    def _failure(self, what: str, step: int | None) -> TrainingFailed:
+    def _go_back(self, spike: Spike) -> None:
+        """Return to the last checkpoint, to go on from there without the batch that went wrong.
+
+        Raises:
+            TrainingFailed: the run has been sent back before.
+        """
         good = self.checkpoints.newest()
-        hint = (
-            f"the last good checkpoint is {good}; lower train.lr or set train.max_grad_norm and"
-            " continue with --resume"
-            if good
-            else "no checkpoint was written yet; lower train.lr, or look at the data"
-        )
-        return TrainingFailed(f"{what} became NaN or infinite at step {step}: {hint}")
+        if self._rollback is not None:
+            raise TrainingFailed(second_spike(spike, self._rollback.spike, good))
+        self._rollback = Rollback(spike, from_step=self.step)
+        if good is not None:
+            self.resume(good)
+        else:
+            self.state.start_anew()
+        self.state.skipped.add(spike.step)
+        self._watch.forget()
+        self.accelerator.wait_for_everyone()  # nobody sets aside what others still read
+        if self.accelerator.is_main_process:
+            self.set_aside()
+
+    def set_aside(self) -> None:
+        """Take what was kept of steps after this one out of the way: they are made again."""
+        for kept in (self.checkpoints, self.snapshots):
+            kept.clear_unfinished()
+            kept.set_aside_after(self.step)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -1,0 +1,139 @@
+"""A step that goes wrong sends the run back once, and is left out; a second one stops it."""
+
+import math
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from test_trainer import assert_same_bits
+
+from flowmatch.config import load_config
+from flowmatch.runs import build_trainer
+from flowmatch.training.checkpoint import read_state
+from flowmatch.training.result import TrainingFailed
+from flowmatch.training.spikes import SpikeWatch, Step
+from flowmatch.training.tracking import read_metrics
+
+
+def steps(losses, start=0, norm=1.0):
+    return [Step(start + i, loss, norm) for i, loss in enumerate(losses)]
+
+
+def test_a_loss_far_above_the_usual_is_a_spike():
+    watch = SpikeWatch(10.0, check_gradients=True)
+    assert watch.look(steps([1.0] * 60)) is None
+    spike = watch.look(steps([1.1, 0.9, 10.5, 1.0], start=60))
+    assert (spike.step, str(spike)) == (62, "the loss jumped to 10.5, from about 1 at step 63")
+
+
+def test_the_first_losses_are_compared_with_nothing():
+    watch = SpikeWatch(10.0, check_gradients=True)
+    assert watch.look(steps([1.0] * 49 + [1000.0])) is None
+
+
+def test_a_falling_loss_is_compared_with_the_recent_ones():
+    watch = SpikeWatch(10.0, check_gradients=True)
+    assert watch.look(steps([100.0] * 200 + [1.0] * 200)) is None
+    assert watch.look(steps([20.0], start=400)).step == 400
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_spikes_from_the_first_step(bad):
+    assert SpikeWatch(None, check_gradients=True).look(steps([1.0, bad])).step == 1
+    gradient = SpikeWatch(None, check_gradients=True).look(steps([1.0], norm=bad))
+    assert "the gradient became NaN or infinite" in str(gradient)
+    assert SpikeWatch(None, check_gradients=False).look(steps([1.0], norm=bad)) is None
+
+
+def test_steps_are_looked_at_once():
+    watch = SpikeWatch(2.0, check_gradients=True)
+    first = steps([1.0] * 60)
+    watch.look(first)
+    assert watch.look([*first, *steps([1.5], start=60)]) is None
+    watch.forget()
+    assert watch.look(steps([50.0])) is None
+
+
+def build(config, run_dir, *options, resume=None, poisoned=()):
+    """A trainer whose batches of these (zero-based) steps hold an infinite pixel."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = build_trainer(load_config(config, options), run_dir, resume=resume)
+    parts = trainer.feed.parts
+
+    def poison(step, images):
+        for part in parts(step, images):
+            x1 = part.x1.clone()
+            if step in poisoned:
+                x1[0, 0, 0, 0] = math.inf
+            yield part._replace(x1=x1)
+
+    trainer.feed.parts = poison
+    return trainer
+
+
+@pytest.mark.parametrize("step", [0, 1, 4])
+def test_the_run_goes_back_and_leaves_the_batch_out(tiny, tmp_path, capsys, step):
+    """From the start where no checkpoint is there yet; otherwise from the checkpoint of step 3."""
+    plain = build(tiny, tmp_path / "plain")
+    plain.state.skipped.add(step)
+    expected = plain.run()
+    found = build(tiny, tmp_path / "run", poisoned=[step]).run()
+    assert found.step == 6
+    assert_same_bits(found.checkpoint, expected.checkpoint)
+    assert read_state(found.checkpoint)["skipped"] == [step]
+    said = capsys.readouterr().out
+    assert f"the loss became NaN or infinite at step {step + 1}: went back from step" in said
+    records = read_metrics(tmp_path / "run/metrics.jsonl")
+    (record,) = (r for r in records if "rolled_back" in r)
+    assert record["step"] == (3 if step > 3 else 0)
+    assert records[-1]["skipped_steps"] == 1
+    logged = [r["step"] for r in records if "loss" in r]
+    assert logged == sorted(set(logged))
+
+
+def test_what_was_left_out_stays_out_after_a_resume(tiny, tmp_path):
+    options = ("train.save_every_steps=2",)
+    build(tiny, tmp_path / "straight", *options, poisoned=[1]).run()
+    path = str(tmp_path / "straight/ckpt/step0000004")
+    again = build(tiny, tmp_path / "straight", *options, resume=path, poisoned=[1])
+    assert again.state.skipped == {1}
+    assert read_state(again.run().checkpoint)["skipped"] == [1]
+
+
+def test_a_second_spike_stops_the_run_which_can_be_resumed(tiny, tmp_path):
+    trainer = build(tiny, tmp_path / "run", poisoned=[4, 5])
+    with pytest.raises(TrainingFailed, match=r"at step 6; .*at step 5\..*step0000003.*--resume"):
+        trainer.run()
+    resumed = build(tiny, tmp_path / "run", resume="latest", poisoned=[])
+    assert resumed.step == 3
+    assert resumed.run().step == 6
+
+
+def test_a_bad_gradient_alone_is_enough(tiny, tmp_path):
+    trainer = build(tiny, tmp_path / "run")
+    step, parameter = trainer._update, next(trainer.flow.parameters())
+
+    def spoil():
+        if trainer.step == 4:
+            parameter.grad.fill_(math.nan)
+        step()
+
+    trainer._update = spoil
+    trainer.run()
+    assert trainer.state.skipped == {4}
+    assert all(p.isfinite().all() for p in trainer.flow.parameters())
+
+
+def test_parts_that_learn_go_back_too(tiny, tmp_path):
+    options = (
+        "loss.weighting.kind=uncertainty",
+        "loss.time={kind: stratified, of: {kind: adaptive}}",
+    )
+    plain = build(tiny, tmp_path / "plain", *options)
+    plain.state.skipped.add(1)
+    expected = read_state(plain.run().checkpoint)["learned"]
+    found = read_state(build(tiny, tmp_path / "run", *options, poisoned=[1]).run().checkpoint)
+    assert found["learned"].keys() == expected.keys()
+    assert all(torch.equal(v, expected[k]) for k, v in found["learned"].items())
+    assert expected["density.counts"].sum() > 0
+    assert expected["uncertainty.weight"].abs().max() > 0
