@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from flowmatch import data
@@ -131,6 +132,32 @@ def make_hub(root: Path) -> data.Hub:
     return data.Hub(path=str(root), label_column="fine", image_size=32)
 
 
+def make_autoencoder(folder: Path, *, channels: int = 3, key: int = 0) -> Path:
+    """An untrained AutoencoderKL that halves the sides and has 2 latent channels, as a folder."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(key)
+    AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        latent_channels=2,
+        norm_num_groups=2,
+    ).save_pretrained(folder)
+    return folder
+
+
+def make_latent(root: Path) -> data.Latent:
+    autoencoder = make_autoencoder(root / "autoencoder")
+    return data.Latent(
+        images=make_imagenet(root / "images"),
+        autoencoder=str(autoencoder),
+        cache=str(root / "cache"),
+    )
+
+
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "celeba": make_celeba,
     "cifar10": make_cifar10,
@@ -139,6 +166,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "folder": make_folder,
     "hub": make_hub,
     "imagenet": make_imagenet,
+    "latent": make_latent,
     "mnist": make_mnist,
     "toy": lambda root: data.Toy(name="moons", samples=100),
 }

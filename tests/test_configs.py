@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 
@@ -14,6 +15,15 @@ from made_data import MAKERS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 every = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+
+
+SMALL = {
+    "unet": ["network.channels=16", "network.heads=null", "network.head_channels=8"],
+    "ddpmpp": ["network.channels=16", "network.blocks=1"],
+    "edm2": ["network.channels=16", "network.blocks=1", "network.head_channels=16"],
+    "dit": ["network.width=32", "network.depth=1", "network.heads=2"],
+    "mlp": [],
+}
 
 
 def parameters(config) -> int:
@@ -31,18 +41,22 @@ def test_the_first_step_on_data_of_the_right_layout(path, tmp_path, monkeypatch)
     monkeypatch.delenv("FLOWMATCH_DATA", raising=False)
     config = load_config(path)
     made = MAKERS[config.data.kind](tmp_path / "data")
-    small = ["train.steps=1", "train.batch=2", "train.workers=0", "train.precision=fp32"]
+    small = ["train.steps=1", "train.images=null", "train.batch=2", "train.workers=0"]
+    small += ["train.precision=fp32", "train.post_hoc=null"]
     small += ["train.evaluate_every_images=null"]  # of so little data no features can be fitted
     small += [f"data.{key}={getattr(made, key)}" for key in ("root", "path") if hasattr(made, key)]
     if config.data.kind in ("folder", "hub"):  # the made images are small
         small += ["data.image_size=32", "network.attention_resolutions=[8]"]
-    if config.network.kind == "unet":
-        small += ["network.channels=16", "network.heads=null", "network.head_channels=8"]
-    if config.data.kind == "imagenet":
+    if config.data.kind == "latent":
+        small += [f"data.{key}={getattr(made, key)}" for key in ("autoencoder", "cache")]
+        small += [f"data.images.root={made.images.root}", "data.images.image_size=32"]
+    small += SMALL[config.network.kind]
+    if config.data.kind in ("imagenet", "latent"):
         small += ["network.num_classes=3"]
     AcceleratorState._reset_state(reset_partial_state=True)
     trainer = build_trainer(load_config(path, small), tmp_path / "run")
-    assert trainer.dataset.shape == config.data.shape or config.data.kind in ("folder", "hub")
+    if config.data.kind not in ("folder", "hub", "latent"):
+        assert trainer.dataset.shape == config.data.shape
     assert problems(trainer.run().checkpoint) is None
 
 
@@ -50,10 +64,23 @@ def test_every_kind_of_data_has_a_config():
     assert {load_config(p).data.kind for p in CONFIGS} == set(MAKERS)
 
 
-def test_cifar10_is_the_network_of_the_fields_recipe(root):
-    config = load_config(root / "configs/cifar10.yaml")
-    assert parameters(config) == 35_746_307
-    assert config.train.total_steps * config.train.batch == 51_200_000
+@pytest.mark.parametrize(
+    ("name", "millions", "images"),
+    [
+        ("cifar10", 55.73, 51_200_000),
+        ("cifar10-best", 55.73, 95_000_000),
+        ("cifar10-cond", 55.74, 51_200_000),
+        ("cifar10-30min", 19.77, 6_000_000),
+        ("imagenet64", 280.2, 500_000_000),
+    ],
+)
+def test_a_recipe_is_of_the_size_that_its_head_says(root, name, millions, images):
+    config = load_config(root / f"configs/{name}.yaml")
+    with torch.device("meta"):
+        network = config.network.build(config.data.shape)
+    found = sum(p.numel() for p in network.parameters())
+    assert found / 1e6 == pytest.approx(millions, rel=1e-3)
+    assert 0 <= config.train.total_steps * config.train.batch - images < config.train.batch
 
 
 def test_mnist_is_of_about_a_million_parameters(root):
@@ -62,8 +89,9 @@ def test_mnist_is_of_about_a_million_parameters(root):
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "mnist"), ("cifar10", "cifar10-jpeg")])
 def test_the_real_sets_train_their_first_steps(root, data_root, tmp_path, name, folder):
-    small = ["train.steps=2", "train.batch=4", "network.channels=32"]
-    config = load_config(root / f"configs/{name}.yaml", [*small, f"data.root={data_root / folder}"])
+    small = ["train.steps=2", "train.images=null", "train.batch=4", "network.channels=32"]
+    small += ["train.precision=fp32", "network.blocks=1", f"data.root={data_root / folder}"]
+    config = load_config(root / f"configs/{name}.yaml", small)
     AcceleratorState._reset_state(reset_partial_state=True)
     trainer = build_trainer(config, tmp_path / "run")
     assert len(trainer.dataset) == {"mnist": 60_000, "cifar10": 50_000}[name]

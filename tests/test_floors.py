@@ -43,7 +43,7 @@ WITHIN = {
     "editing": {"sampling"},
     "tuning": {"sampling"},
     "data_likelihood": {"config", "evaluation", "runs"},
-    "edits": {"config", "runs"},
+    "edits": {"config", "generation", "runs"},
     "tuned": {"config", "evaluation", "runs"},
     "generation": {"config", "runs", "tuned"},
     "losses": {"flow"},

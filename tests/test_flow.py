@@ -68,3 +68,24 @@ def test_an_open_end_is_that_of_its_prediction():
         for end in ends:
             assert math.isfinite(flow(x, end).item())
         assert seen == [ends[end] if end in open_ends else end for end in ends]
+
+
+class Doubled:
+    """Makes images of one channel of 2 x 2 pixels, each twice its latent."""
+
+    shape, weights = (1, 2, 2), "0"
+
+    def __call__(self, x):
+        return 2 * x[..., None, None].expand(-1, 1, 2, 2)
+
+
+def test_samples_are_decoded_where_they_are_latents():
+    x = torch.randn(3, 1)
+    latents = fm.Flow(nn.Identity(), shape=(1,), decoder=Doubled())
+    assert (latents.shape, latents.decoded_shape) == ((1,), (1, 2, 2))
+    assert torch.equal(latents.decode(x), Doubled()(x))
+    assert not list(latents.parameters())
+    assert not latents.state_dict()
+    points = fm.Flow(nn.Identity(), shape=(1,))
+    assert points.decoded_shape == (1,)
+    assert points.decode(x) is x

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import flowmatch as fm
 from flowmatch.config import load_config
 from flowmatch.runs import build_trainer
+from made_data import make_autoencoder
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,6 +34,25 @@ def test_a_step_never_waits_for_the_device(tiny, tmp_path, precision):
             trainer.train_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_latents_are_encoded_kept_and_decoded_on_the_device(tiny, tmp_path):
+    make_autoencoder(tmp_path / "autoencoder", channels=1)
+    node = f"{{kind: latent, images: {{kind: digits}}, autoencoder: {tmp_path}/autoencoder"
+    (tmp_path / "latents.yaml").write_text(
+        tiny.read_text().replace("{kind: digits}", f"{node}, cache: {tmp_path}/cache}}")
+    )
+    trainer = build(tmp_path / "latents.yaml", tmp_path / "run")
+    for _ in range(3):
+        trainer.train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    x = torch.randn(3, *trainer.flow.shape)
+    on_gpu = trainer.flow.decode(x.cuda()).cpu()
+    torch.testing.assert_close(on_gpu, trainer.flow.decode(x), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -52,6 +52,9 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def test_two_processes_give_the_run_and_the_samples_of_one(tiny, tmp_path):
     options = ("-c", tiny, "train.batch=32", "train.sample_every_steps=3")
+    options += ("loss.time={kind: stratified, of: {kind: adaptive}}",)  # learned by both together
+    options += ("loss.weighting.kind=uncertainty", "train.augment={kind: geometric}")
+    options += ("network.conditions={augment: {kind: vector, dim: 9, when_absent: zero}}",)
     one = run(sys.executable, "train.py", *options, "-e", tmp_path / "one")
     two = run(*TORCHRUN, "train.py", *options, "-e", tmp_path / "two")
     assert one.returncode == 0, one.stderr

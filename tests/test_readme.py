@@ -15,8 +15,10 @@ from test_processes import ENVIRONMENT, run
 
 ROOT = Path(__file__).parents[1]
 SHORT = (
-    "train.steps=4 train.batch=8 train.sample_every_steps=4 train.samples=4"
-    " network.channels=8 network.heads=2 sample.solver.steps=2 train.evaluate_samples=20"
+    "train.steps=4 train.images=null train.batch=8 train.sample_every_steps=4"
+    " train.samples=4 network.channels=8 network.heads=2 sample.solver.steps=2"
+    " train.evaluate_samples=20 train.post_hoc=null train.sample_every_images=null"
+    " train.save_every_images=null train.precision=fp32"
 )
 FEWER = {  # in commands that evaluate
     "5000": "20",
@@ -42,6 +44,7 @@ PROGRAMS = {
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "benchmarks/README.md"),
     *("docs/extending.md", "docs/evaluation.md", "docs/sampling.md"),
+    "docs/training.md",
 ]
 
 
@@ -106,7 +109,7 @@ def test_the_commands_of_the_readme(workplace, seed_checkpoints, flowmatch):
     assert (workplace / "runs/digits/report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("document", ["docs/evaluation.md", "docs/sampling.md"])
+@pytest.mark.parametrize("document", ["docs/evaluation.md", "docs/sampling.md", "docs/training.md"])
 def test_the_commands_of_the_documentation(document, workplace, trained, flowmatch):
     shutil.copytree(trained, workplace / "runs/digits")
     do(document, flowmatch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flowmatch.config import Config
-from flowmatch.data import Dataset, decoded_data, shape_of
+from flowmatch.data import Dataset, Latent, decoded_data, shape_of
 from flowmatch.losses.flow_matching import KEPT
 from flowmatch.networks.conditions import Condition, Vector
 
@@ -69,10 +69,10 @@ def _check_augmentation(config: Config) -> None:
             "network.conditions has augment, but nothing is augmented; set train.augment, or leave"
             " the condition out"
         )
-    if len(config.data.shape) != 3:
+    if len(config.data.shape) != 3 or isinstance(config.data, Latent):
         raise ValueError(
-            f"train.augment moves images, but the data are of shape {config.data.shape}; leave it"
-            " out"
+            f"train.augment moves images, but the data are {config.data.kind} of shape"
+            f" {config.data.shape}; leave it out"
         )
     wanted = Vector(dim=augment.dim, when_absent="zero")
     if told != wanted:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import flowmatch
-from flowmatch.data import Batch, Dataset, Split
+from flowmatch.data import Batch, DataConfig, Dataset, Latent, Split
+from flowmatch.dealing import others_of
 from flowmatch.evaluation.protocol import digest
 from flowmatch.evaluation.sharding import evenly
 from flowmatch.flow import Flow
@@ -77,6 +78,15 @@ class LikelihoodJob:
             raise ValueError(f"times must be 0 <= t0 < t1 <= 1, got {self.t0:g} and {self.t1:g}")
 
 
+def check_data(data: DataConfig) -> None:
+    """Refuse data whose density says nothing about what a user sees."""
+    if isinstance(data, Latent):
+        raise ValueError(
+            "a density of latents is none of images, and no bits/dim follow from it; measure a"
+            " model of images"
+        )
+
+
 def data_likelihood(
     flow: Flow,
     dataset: Dataset,
@@ -89,8 +99,8 @@ def data_likelihood(
 ) -> dict[str, Any]:
     """Measure a data set: its protocol, and nats, bits a dimension, and round-trip error.
 
-    A class-conditional flow gets the labels of the data: its likelihood is that of the images given
-    their classes.
+    A conditional flow gets the conditions of the data: its likelihood is that of the images given
+    their classes and what else it knows.
 
     Args:
         flow: the model in evaluation mode, on `device`.
@@ -181,13 +191,15 @@ def write(document: dict[str, Any], path: Path) -> None:
 def sentence(protocol: dict[str, Any], *, nfe: float) -> str:
     """One line that says how the numbers came about."""
     data, model, noise = protocol["data"], protocol["model"], protocol["dequantisation"]
+    known = model["images_seen"] is not None
+    seen = f", {model['images_seen']:,} samples seen" if known else ""
     solver, divergence = protocol["solver"], protocol["divergence"]
     settings = " ".join(f"{k} {v:g}" for k, v in solver.items() if k in ("steps", "rtol", "atol"))
-    start, end = protocol["times"]
+    (start, end), told = protocol["times"], protocol["labels"]
     parts = [
         f"{data['count']:,} of {data['of']:,} {data['split']} samples of {data['name']}"
         f" {data['hash']}",
-        "given the classes of the data" if protocol["labels"] else None,
+        {None: None, "of the data": "given the classes of the data"}.get(told, f"given {told}"),
         f"uniform dequantisation over {noise['bins']} bins, draws an image: {noise['draws']},"
         f" seed {noise['seed']}"
         if noise
@@ -196,7 +208,7 @@ def sentence(protocol: dict[str, Any], *, nfe: float) -> str:
         "exact divergence"
         if divergence["kind"] == "exact"
         else f"{divergence['law']} probes: {divergence['probes']}, seed {divergence['seed']}",
-        f"{model['weights']} weights {model['hash']}, {model['images_seen']:,} samples seen",
+        f"{model['weights']} weights {model['hash']}{seen}",
         protocol["precision"],
         ", ".join(f"{name} {version}" for name, version in protocol["versions"].items()),
     ]
@@ -219,9 +231,7 @@ def _measure(
 ) -> _Part:
     """The densities of a batch; its round trip starts at the first draw of its noise."""
     x1, seeds = batch.x1.to(device), index.tolist()
-    cond = (
-        {k: v.to(device) for k, v in batch.cond.items()} if flow.num_classes is not None else None
-    )
+    cond = flow.known({name: value.to(device) for name, value in batch.cond.items()})
     counted = CountNFE(flow)
     seen: list[Tensor] = []
     found: list[LogProb] = []
@@ -269,7 +279,7 @@ def _protocol(
     noise = {"law": "uniform", "draws": job.dequantisations, "bins": _BINS, "seed": job.seed}
     return {
         "data": data,
-        "labels": "of the data" if flow.num_classes is not None else None,
+        "labels": _conditions(flow),
         "dequantisation": noise if data["levels"] is not None else None,
         "solver": describe(job.solver),
         "times": [job.t1, job.t0],
@@ -278,6 +288,13 @@ def _protocol(
         "precision": "fp32",
         "versions": {"flowmatch": flowmatch.__version__, "torch": torch.__version__},
     }
+
+
+def _conditions(flow: Flow) -> str | None:
+    """What is known of each sample, in words."""
+    if others := others_of(flow):
+        return f"{', '.join([*['label'] * bool(flow.num_classes), *others])} of the data"
+    return "of the data" if flow.num_classes is not None else None
 
 
 def _in_bits(nats: Mean, dims: int) -> Mean:

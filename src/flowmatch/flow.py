@@ -90,7 +90,10 @@ class Flow(nn.Module):
         return self.shape if self.decoder is None else self.decoder.shape
 
     def decode(self, x1: Tensor) -> Tensor:
-        """Samples [B, *D] as they are shown and measured: of latents, images in [-1, 1]."""
+        """Samples [B, *D] as they are shown and measured: of latents, images in [-1, 1].
+
+        Images of latents carry no gradient.
+        """
         return x1 if self.decoder is None else self.decoder(x1)
 
     def forward(self, x: Tensor, t: float | Tensor, cond: Cond | Tensor | None = None) -> Tensor:

@@ -8,7 +8,8 @@ from pathlib import Path
 from flowmatch.config import parse_config, read_yaml, to_yaml
 from flowmatch.interop import seed
 from flowmatch.runs import build_flow, write_config
-from flowmatch.training.checkpoint import Checkpoints, fit_weights, read_weights
+from flowmatch.training.checkpoint import Checkpoints
+from flowmatch.training.weights import fit_weights, read_weights
 
 
 def import_seed(weights: Path, config_file: Path, run_dir: Path) -> Path:
@@ -35,7 +36,7 @@ def import_seed(weights: Path, config_file: Path, run_dir: Path) -> Path:
     return Checkpoints(run_dir).save(
         0,
         network=flow.network,
-        network_ema=flow.network,
+        averages={config.train.profiles[0]: flow.network},
         state={"step": 0, "images": 0, "optimizer": None, "scaler": None},
         config_yaml=to_yaml(config),
         keep_last=1,

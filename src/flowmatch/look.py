@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from flowmatch.config import Config
-from flowmatch.data import Dataset
+from flowmatch.data import Dataset, decoded_data
+from flowmatch.dealing import classes_dealt, others_of, usual_conditions
 from flowmatch.pictures import (
     figure_image,
     image_frames,
@@ -34,7 +35,8 @@ def look(run_dir: Path, out_dir: Path, *, seed: int = 0, rows: int = 8) -> list[
         run_dir: a run directory with a checkpoint.
         out_dir: where `samples.png`, `nearest.png`, `trajectory.gif` and `loss.png` go.
         seed: of the samples.
-        rows: images of each of the first ten classes, or rows of ten without classes.
+        rows: images of each of the first ten classes, or rows of ten without classes. A model with
+            other conditions is given those of the training data in turn.
     Raises:
         ValueError: no run, no checkpoint, or no images.
     """
@@ -43,9 +45,12 @@ def look(run_dir: Path, out_dir: Path, *, seed: int = 0, rows: int = 8) -> list[
     if flow.shape is None or len(flow.shape) != 3:
         raise ValueError(f"{run_dir} makes no images; draw its samples with --format npz")
     columns = min(flow.num_classes or 10, 10)  # of many classes, the first ten
-    labels = torch.arange(rows * columns) % columns if flow.num_classes else None
+    dealt = usual_conditions(flow, config.data, rows * columns)
+    if not others_of(flow):
+        dealt = classes_dealt(columns if flow.num_classes else None)
+    cond = dealt(range(rows * columns))
     x0 = noise(range(rows * columns), flow.shape, stream=seed)
-    x1 = sample(flow, x0, config.sample.solver, labels)
+    x1 = flow.decode(sample(flow, x0, config.sample.solver, cond))
     out_dir.mkdir(parents=True, exist_ok=True)
     pictures = {
         "samples.png": image_grid(to_uint8(x1), columns=columns, smallest=_CELL),
@@ -57,8 +62,8 @@ def look(run_dir: Path, out_dir: Path, *, seed: int = 0, rows: int = 8) -> list[
         if picture is not None:
             picture.save(out_dir / name)
             paths.append(out_dir / name)
-    states = states_over_time(config.sample.solver, bind(flow, labels), x0)
-    frames = image_frames(states, columns=columns, smallest=_CELL)
+    states = states_over_time(config.sample.solver, bind(flow, cond), x0)
+    frames = image_frames(map(flow.decode, states), columns=columns, smallest=_CELL)
     save_animation(frames, out_dir / "trajectory.gif")
     return [*paths, out_dir / "trajectory.gif"]
 
@@ -69,11 +74,12 @@ def _nearest(samples: Tensor, config: Config, shown: int) -> Image.Image:
     A memorising model shows twins. The title compares with unseen images: samples that lie much
     nearer to the training set than held-out images do are copies.
     """
-    train = _all_images(config.data.build("train"))
+    data = decoded_data(config.data)
+    train = _all_images(data.build("train"))
     distance, index = _distances(samples, train)
     title = f"RMS pixel distance to the nearest training image: samples {distance.median():.3f}"
     try:
-        held_out = _all_images(config.data.build("test"))[:200]
+        held_out = _all_images(data.build("test"))[:200]
     except ValueError:  # no held-out part: the pictures alone must do
         pass
     else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flowmatch.config import Config, flat, load_config, to_plain
+from flowmatch.data import Latent
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ def config_to_resume(
         raise ValueError(f"there is no run to resume in {run_dir}; leave out --resume to start one")
     before = load_config(own)
     now = load_config(config_file or own, overrides)
+    if isinstance(now.data, Latent) and isinstance(before.data, Latent):
+        kept = now.data.statistics or before.data.statistics
+        now = replace(now, data=replace(now.data, statistics=kept))
     changes = differences(before, now)
     fatal = [c for c in changes if c.key.split(".")[0] in ("network", "path", "predict")]
     if fatal:

@@ -11,10 +11,10 @@ import torch
 import flowmatch as fm
 from flowmatch.guidance import CountNFE, Guidance
 from flowmatch.paths import Linear
-from flowmatch.runs import WEIGHT_FILES, open_run
+from flowmatch.runs import open_run, weights_file
 from flowmatch.sampling import sample
 from flowmatch.solvers import ExplicitGrid, GridSolver, Heun, Midpoint
-from flowmatch.training.checkpoint import hash_weights
+from flowmatch.training.weights import hash_weights
 from flowmatch.tuned import TuneJob, network_calls, read_tuned
 
 FEW = ("--num-samples", 2, "--reference-steps", 10, "--solvers", "heun")
@@ -38,7 +38,7 @@ def test_a_budget_is_tuned_written_and_read(flowmatch, run):
     assert read_tuned(run) == solver  # the only budget
     entry = json.loads((run / "tuned.json").read_text())["4"]
     _, folder = open_run(run)
-    assert entry["model"]["hash"] == hash_weights(folder / WEIGHT_FILES["ema"])
+    assert entry["model"]["hash"] == hash_weights(weights_file(folder, "ema"))
     assert entry["error"] <= min(entry["baselines"].values()) * 1.2
     assert entry["samples"] == entry["held_out"] == 2
     assert entry["clamped"]
@@ -113,7 +113,7 @@ def test_weights_that_changed_since_are_told(flowmatch, run):
     _, folder = open_run(run)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_tuned(run, weights_hash=hash_weights(folder / WEIGHT_FILES["ema"]))
+        read_tuned(run, weights_hash=hash_weights(weights_file(folder, "ema")))
     with pytest.warns(UserWarning, match="tuned on other weights"):
         read_tuned(run, weights_hash="0123456789ab")
 

@@ -12,6 +12,7 @@ from PIL import Image
 from flowmatch.config import load_config, to_yaml
 from flowmatch.runs import build_flow, write_config
 from flowmatch.training.checkpoint import Checkpoints
+from flowmatch.training.ema import Exponential
 
 PROTOCOL = "5,000 samples against digits train (1,437 images); EMA weights; seed 0"
 
@@ -36,7 +37,7 @@ def full(tiny, tmp_path) -> Path:
     Checkpoints(folder).save(
         6,
         network=network,
-        network_ema=network,
+        averages={Exponential(): network},
         state={"step": 6, "images": 96, "optimizer": None, "scaler": None},
         config_yaml=to_yaml(config),
         keep_last=1,

@@ -15,6 +15,7 @@ from flowmatch import __version__
 from flowmatch.cli.arguments import normalise
 from flowmatch.cli.compare import compare
 from flowmatch.cli.edit import edit
+from flowmatch.cli.ema import ema
 from flowmatch.cli.evaluate import evaluate
 from flowmatch.cli.import_ import import_
 from flowmatch.cli.likelihood import likelihood
@@ -59,6 +60,7 @@ app.command()(reference)
 app.command()(report)
 app.command()(likelihood)
 app.command()(edit)
+app.command()(ema)
 app.command()(look)
 app.command("import")(import_)
 
@@ -102,7 +104,7 @@ def _show_warning(
 def _sentence(error: Exception) -> tuple[str, int]:
     """What to tell the user, and the exit code."""
     from flowmatch.solvers import Stalled
-    from flowmatch.training.trainer import TrainingFailed
+    from flowmatch.training.result import TrainingFailed
 
     if isinstance(error, ValueError):
         return str(error), 2

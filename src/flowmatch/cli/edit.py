@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from flowmatch.cli.options import WhichCheckpoint, WhichWeights, one_process
+from flowmatch.cli.options import (
+    Conditions,
+    Prompts,
+    WhichCheckpoint,
+    WhichWeights,
+    one_process,
+)
 
 
 def edit(
@@ -97,6 +103,8 @@ def edit(
         int | None,
         typer.Option("--class", help="Class of the images.  [default: unconditional]"),
     ] = None,
+    prompt: Prompts = None,
+    cond: Conditions = None,
     seed: Annotated[int, typer.Option("--seed", help="Image i depends on (seed, i).")] = 0,
     bspp: Annotated[int, typer.Option("--bspp", help="Batch size.")] = 64,
     checkpoint: WhichCheckpoint = "latest",
@@ -131,6 +139,8 @@ def edit(
         images or [],
         data=data,
         count=count,
+        prompts=prompt or (),
+        given=cond or (),
         checkpoint=checkpoint,
         weights=weights,
         device=accelerator.device,

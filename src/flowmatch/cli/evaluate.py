@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -102,6 +103,7 @@ def evaluate(
 ) -> None:
     """Measure a run, or stored samples, against a reference: table, picture and JSON."""
     from flowmatch.cli.train import PRECISIONS
+    from flowmatch.dealing import usual_conditions
     from flowmatch.evaluation import (
         Request,
         Sweep,
@@ -114,7 +116,7 @@ def evaluate(
     from flowmatch.evaluation.document import read_document
     from flowmatch.evaluation.stored import load_stored
     from flowmatch.room import require_writable
-    from flowmatch.runs import WEIGHT_FILES, load_flow, model_facts, open_run
+    from flowmatch.runs import load_flow, model_facts, open_run, weights_file
     from flowmatch.training.distributed import describe, start_processes
 
     overrides = [word for word in words if "=" in word]
@@ -153,17 +155,21 @@ def evaluate(
         document = evaluate_stored(stored, sweep, scores, accelerator, json_file=json_file)
     else:
         settings, folder = open_run(subject, checkpoint, overrides=overrides)
-        flow = load_flow(settings, folder / WEIGHT_FILES[weights], device=accelerator.device)
-        weak, weak_hash = weak_model(autoguide, folder / WEIGHT_FILES[weights])
+        path = weights_file(folder, weights)
+        flow = load_flow(settings, path, device=accelerator.device)
+        weak, weak_hash = weak_model(autoguide, path, folder)
         guided.check(flow, weak)
         weak = weak.to(accelerator.device) if weak is not None else None
         by = {"autoguide": weak_hash} if weak is not None else {}
         require_writable(subject / "evaluation")
         if compile:
             flow.network.compile()
+        dealt = usual_conditions(flow, settings.data, sweep.count * sweep.repeats)
+        sweep = replace(sweep, dealt=dealt)
         conditional = flow.num_classes is not None
+        assert flow.decoded_shape is not None
         scores = prepare(
-            request, settings.data.shape, settings, accelerator, conditional=conditional, say=say
+            request, flow.decoded_shape, settings, accelerator, conditional=conditional, say=say
         )
         document = evaluate_flow(
             flow,

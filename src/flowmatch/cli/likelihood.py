@@ -60,8 +60,10 @@ def likelihood(
     bspp: Annotated[int, typer.Option("--bspp", help="Batch size.")] = 100,
 ) -> None:
     """Bits a dimension (points: nats) of a run's data under its model."""
+    from flowmatch.agreement import check_conditions
     from flowmatch.data_likelihood import (
         LikelihoodJob,
+        check_data,
         data_likelihood,
         file_name,
         summary,
@@ -70,7 +72,7 @@ def likelihood(
     from flowmatch.evaluation.preparation import shown
     from flowmatch.likelihood import Exact, Hutchinson
     from flowmatch.room import require_writable
-    from flowmatch.runs import WEIGHT_FILES, check_labels, load_flow, model_facts, open_run
+    from flowmatch.runs import load_flow, model_facts, open_run, weights_file
     from flowmatch.solvers import parse
     from flowmatch.training.distributed import describe
 
@@ -101,9 +103,10 @@ def likelihood(
     )
     accelerator = one_process("likelihood")
     settings, folder = open_run(run_dirs[0], checkpoint, overrides=overrides)
+    check_data(settings.data)
     dataset = settings.data.build(split)
-    check_labels(settings, dataset.num_classes)
-    flow = load_flow(settings, folder / WEIGHT_FILES[weights], device=accelerator.device)
+    check_conditions(settings, dataset)
+    flow = load_flow(settings, weights_file(folder, weights), device=accelerator.device)
     out = run_dirs[0] / "likelihood"
     require_writable(json_file.parent if json_file else out)
     print(describe(accelerator))

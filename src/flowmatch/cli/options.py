@@ -47,11 +47,31 @@ TimeGrid = Annotated[
     ),
 ]
 
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="Text to condition on; several are dealt in turn."),
+]
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cond",
+        metavar="NAME=VALUE",
+        help="Another condition: a number, a text, or a .npy file of values to deal in turn. What"
+        " is not said is absent; of samples, if nothing is, it is that of the training data.",
+    ),
+]
+
 WhichCheckpoint = Annotated[
     str, typer.Option("--checkpoint", metavar="latest|best|PATH", help="Which checkpoint.")
 ]
 WhichWeights = Annotated[
-    Literal["ema", "model"], typer.Option("--weights", help="Averaged, or as trained.")
+    str,
+    typer.Option(
+        "--weights",
+        metavar="ema|model|NAME|FILE",
+        help="The run's own average, the weights as trained, another average by its name (e.g."
+        " std0.05), or a file.",
+    ),
 ]
 Precision = Annotated[
     Literal["no", "fp16", "bf16"],
@@ -96,24 +116,28 @@ def guidance_of(scale: float, method: Method, interval: str, schedule: Schedule)
     return guided
 
 
-def weak_model(name: str | None, weights: Path) -> tuple[Flow | None, str | None]:
+def weak_model(
+    name: str | None, weights: Path, checkpoint: Path | None = None
+) -> tuple[Flow | None, str | None]:
     """The weak model that --autoguide names, and the hash of its weights; None without one.
 
     Args:
         name: a run directory, a checkpoint folder, or "model".
         weights: the weights file of the model that is guided.
+        checkpoint: the checkpoint that "model" is of; the folder of `weights` if None.
     Raises:
         ValueError: there is no such model.
     """
     from flowmatch.config import load_config
-    from flowmatch.runs import WEIGHT_FILES, load_flow, open_run
-    from flowmatch.training.checkpoint import hash_weights
+    from flowmatch.runs import load_flow, open_run
+    from flowmatch.training.checkpoint import MODEL, OWN_AVERAGE
+    from flowmatch.training.weights import hash_weights
 
     if name is None:
         return None, None
     if name == "model":
-        path = weights.with_name(WEIGHT_FILES["model"])
-        config = weights.with_name("config.yaml")
+        folder = checkpoint or weights.parent
+        path, config = folder / MODEL, folder / "config.yaml"
         if path == weights or not path.is_file() or not config.is_file():
             raise ValueError(
                 f"--autoguide model needs the weights without averaging beside {weights}; give a"
@@ -122,7 +146,7 @@ def weak_model(name: str | None, weights: Path) -> tuple[Flow | None, str | None
         settings = load_config(config)
     else:
         settings, folder = open_run(name)
-        path = folder / WEIGHT_FILES["ema"]
+        path = folder / OWN_AVERAGE
     weak_hash = hash_weights(path)
     if weak_hash == hash_weights(weights):
         raise ValueError(

@@ -9,10 +9,12 @@ import typer
 
 from flowmatch.cli.options import (
     Autoguide,
+    Conditions,
     GuidanceInterval,
     GuidanceMethod,
     GuidanceSchedule,
     Precision,
+    Prompts,
     Scale,
     TimeGrid,
     choose_solver,
@@ -34,7 +36,7 @@ def sample(
         list[str] | None,
         typer.Argument(
             metavar="[RUN_DIR] [KEY.PATH=VALUE]...",
-            help="A run directory, whose config and newest EMA weights are used; changes to the"
+            help="A run directory, whose config and newest weights are used; changes to the"
             " config.",
             show_default=False,
         ),
@@ -51,8 +53,14 @@ def sample(
         Path | None, typer.Option("-c", "--config", help="Config, together with --weights.")
     ] = None,
     weights: Annotated[
-        Path | None,
-        typer.Option("--weights", help="Weights file, e.g. ckpt/step.../model_ema.safetensors."),
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE|ema|model|NAME",
+            help="Weights file, e.g. ckpt/step.../model_ema.safetensors; with RUN_DIR also its own"
+            " average, its weights as trained, or another average by its name (e.g. std0.05)."
+            "  [default with RUN_DIR: ema]",
+        ),
     ] = None,
     sampling_steps: Annotated[
         int | None,
@@ -96,6 +104,8 @@ def sample(
             help="Classes to deal in turn: all, or e.g. 0,3,7.  [default: all]",
         ),
     ] = None,
+    prompt: Prompts = None,
+    cond: Conditions = None,
     guidance: Scale = 1.0,
     guidance_method: GuidanceMethod = "cfg",
     guidance_interval: GuidanceInterval = "0,1",
@@ -128,18 +138,18 @@ def sample(
 ) -> None:
     """Draw samples: from RUN_DIR, or from -c CONFIG and --weights WEIGHTS."""
     from flowmatch.cli.train import PRECISIONS
-    from flowmatch.generation import SampleJob, generate, parse_seeds
-    from flowmatch.runs import load_flow
-    from flowmatch.training.checkpoint import hash_weights
+    from flowmatch.generation import SampleJob, asked_conditions, generate, parse_seeds
+    from flowmatch.runs import load_flow, weights_title
     from flowmatch.training.distributed import describe, start_processes
+    from flowmatch.training.weights import hash_weights
 
     wanted = parse_seeds(seeds, n_samples)
     overridden = solver_overrides(
         words or [], sampling_method=sampling_method, sampling_steps=sampling_steps, grid=grid
     )
-    run_dir, settings, weights = _model(words or [], config, weights)
-    flow = load_flow(settings, weights)
-    weights_hash = hash_weights(weights)
+    run_dir, settings, path, checkpoint = _model(words or [], config, weights)
+    flow = load_flow(settings, path)
+    weights_hash = hash_weights(path)
     guided = guidance_of(guidance, guidance_method, guidance_interval, guidance_schedule)
     if sampling_method == "auto":
         if sampling_steps is not None or grid is not None:
@@ -158,7 +168,16 @@ def sample(
         solver = choose_solver(sampling_method, sampling_steps, default, grid=grid)
     if shard_size is not None and format != "webdataset":
         raise ValueError(f"--shard-size is for --format webdataset, not {format}")
-    weak, weak_hash = weak_model(autoguide, weights)
+    weak, weak_hash = weak_model(autoguide, path, checkpoint)
+    of_classes = _classes(label, classes, flow.num_classes)
+    conditions = asked_conditions(
+        settings,
+        flow,
+        prompts=prompt or [],
+        given=cond or [],
+        classes=of_classes is not None,
+        count=max(wanted) + 1,
+    )
     accelerator = start_processes(PRECISIONS[mixed_precision])  # type: ignore[arg-type]
     job = SampleJob(
         seeds=wanted,
@@ -166,12 +185,14 @@ def sample(
         solver=solver,
         batch=_batch(bspp),
         stream=seed,
-        classes=_classes(label, classes, flow.num_classes),
+        classes=of_classes,
+        conditions=conditions,
         guidance=guided,
         format=format,
         trajectory=trajectory,
         compile=compile,
         weights_hash=weights_hash,
+        weights_title=weights_title(path),
         weak_hash=weak_hash,
         **({} if shard_size is None else {"shard_size": shard_size}),
     )
@@ -188,24 +209,24 @@ def sample(
 
 
 def _model(
-    words: list[str], config: Path | None, weights: Path | None
-) -> tuple[str | None, Config, Path]:
-    """The run directory if there is one, the config and the weights file, by either door."""
+    words: list[str], config: Path | None, weights: str | None
+) -> tuple[str | None, Config, Path, Path | None]:
+    """By either door: the run directory if any, config, weights file, the checkpoint if any."""
     from flowmatch.config import load_config
-    from flowmatch.runs import WEIGHT_FILES, open_run
+    from flowmatch.runs import open_run, weights_file
 
     overrides = [word for word in words if "=" in word]
     run_dirs = [word for word in words if "=" not in word]
     if len(run_dirs) > 1:
         raise ValueError(f"give one run directory, got {', '.join(run_dirs)}")
-    if run_dirs and (config or weights):
+    if run_dirs and config:
         raise ValueError("give a run directory, or -c CONFIG and --weights WEIGHTS; not both")
     if run_dirs:
         settings, folder = open_run(run_dirs[0], overrides=overrides)
-        return run_dirs[0], settings, folder / WEIGHT_FILES["ema"]
+        return run_dirs[0], settings, weights_file(folder, weights or "ema"), folder
     if config is None or weights is None:
         raise ValueError("sample needs a run directory, or -c CONFIG and --weights WEIGHTS")
-    return None, load_config(config, overrides), weights
+    return None, load_config(config, overrides), Path(weights), None
 
 
 def _classes(

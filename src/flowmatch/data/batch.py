@@ -15,7 +15,8 @@ class Batch:
     """Data samples `x1` [B, *D] and their conditions, one [B, ...] tensor a name.
 
     `x1` is float32: images in [-1, 1], channels first, or points [B, 2]. Only `Dataset.raw` gives
-    images as uint8. `cond` is empty, or `{"label": [B]}` with int64 classes.
+    images as uint8. `cond` is empty, or holds `"label"`, int64 classes [B], and other conditions in
+    float32, NaN where they are absent: scalars [B], vectors [B, dim], texts [B, tokens, dim].
     """
 
     x1: Tensor

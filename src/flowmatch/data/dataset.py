@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from flowmatch.data.batch import Batch
+from flowmatch.data.conditions import Values
 
 Split = Literal["train", "test"]
 
 UNIFORMS = 4
-"""Uniform numbers an augmentation may use, a sample: flip, crop scale, crop top, crop left."""
+"""Uniform numbers an augmentation may use, a sample: flip, crop scale, crop top, crop left (or the
+key of a latent's draw)."""
 
 
 class Dataset(ABC):
@@ -23,9 +27,11 @@ class Dataset(ABC):
     A data set holds no random state. All the randomness of augmentation comes in as `uniforms`
     [B, 4] in [0, 1), so that a sample depends on (seed, step, position) alone, however many
     processes share the work. Column 0 flips an image when below 0.5; columns 1 to 3 are the scale,
-    the top and the left of a random crop. A data set uses the columns that it needs.
+    the top and the left of a random crop; of latents, which are not cropped, they key the generator
+    of a draw from the encoder's Gaussian. A data set uses the columns that it needs.
 
-    A new data set defines `__len__`, `raw` and `identity`, and sets `shape` and `num_classes`.
+    A new data set defines `__len__`, `raw` and `identity`, and sets `shape` and `num_classes`; one
+    with other conditions than the class also `values`.
     """
 
     in_memory: ClassVar[bool] = False
@@ -36,6 +42,9 @@ class Dataset(ABC):
 
     num_classes: int | None
     """Labels lie in [0, num_classes); None for a set without labels."""
+
+    values: Mapping[str, Values] = MappingProxyType({})
+    """What the samples are conditioned on, by name; of a batch `raw` gives its part as `cond`."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -51,7 +60,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """What the plain samples and their labels are: 12 hexadecimal digits, e.g. for a cache.
+        """What the plain samples and their conditions are: 12 hexadecimal digits, e.g. for a cache.
 
         Two sets with the same identity give the same plain batches. Augmentation and the device
         have no part in it.

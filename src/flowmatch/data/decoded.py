@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from flowmatch.data.batch import Batch
+from flowmatch.data.conditions import LABEL, Values, check_values, rows_of, stamp_of
 from flowmatch.data.dataset import Dataset, digest
 from flowmatch.data.errors import ImageError, UnreadableImage, summary
 from flowmatch.data.memory import MemoryImages, check_labels
@@ -35,9 +36,11 @@ class DecodedImages(Dataset):
         transform: makes each of them a square of the wanted size.
         channels: 1 (grey) or 3 (RGB).
         num_classes: how many classes there are; None exactly where the source has no labels.
+        conditions: see `MemoryArrays`.
         flip: mirror an image left to right where its first uniform number is below 0.5.
     Raises:
-        ValueError: labels that do not fit. Batches raise ImageError, which names the file.
+        ValueError: labels or conditions that do not fit. Batches raise ImageError, which names the
+            file.
     """
 
     in_memory: ClassVar[bool] = False
@@ -49,12 +52,17 @@ class DecodedImages(Dataset):
         *,
         channels: int,
         num_classes: int | None = None,
+        conditions: Mapping[str, Values] | None = None,
         flip: bool = False,
     ) -> None:
         check_labels(source.labels, num_classes, length=len(source))
+        check_values(conditions or {}, length=len(source))
         self.source = source
         self.transform = transform
         self.num_classes = num_classes
+        self.conditions = dict(conditions or {})
+        labels = source.labels
+        self.values = ({} if labels is None else {LABEL: labels}) | self.conditions
         self.flip = flip
         self.shape = (channels, transform.size, transform.size)
 
@@ -71,12 +79,11 @@ class DecodedImages(Dataset):
 
         with ThreadPoolExecutor(threads()) as pool:
             list(pool.map(decode_into, range(len(indices)), indices.tolist(), draws))
-        labels = self.source.labels
-        cond = {} if labels is None else {"label": labels.index_select(0, indices)}
-        return Batch(torch.from_numpy(images), cond)
+        return Batch(torch.from_numpy(images), rows_of(self.values, indices))
 
     def identity(self) -> str:
-        return digest(self.source.stamp(), repr(self.transform), str(self.shape[0]))
+        conditions = stamp_of(self.conditions)
+        return digest(self.source.stamp(), repr(self.transform), str(self.shape[0]), *conditions)
 
     def _decode(self, index: int, uniforms: Sequence[float] | None) -> np.ndarray:
         pixels = decode(self.source, index, self.transform, self.shape[0], uniforms)
@@ -120,6 +127,7 @@ def decode_all(
     *,
     channels: int,
     num_classes: int | None = None,
+    conditions: Mapping[str, Values] | None = None,
     flip: bool = False,
 ) -> MemoryImages:
     """Decode every image once, without augmentation, into a set held in memory as uint8.
@@ -143,7 +151,13 @@ def decode_all(
         errors = [e for part in pool.map(decode_chunk, range(0, len(source), CHUNK)) for e in part]
     if errors:
         raise ValueError(summary(errors))
-    return MemoryImages(torch.from_numpy(images), source.labels, num_classes=num_classes, flip=flip)
+    return MemoryImages(
+        torch.from_numpy(images),
+        source.labels,
+        num_classes=num_classes,
+        conditions=conditions,
+        flip=flip,
+    )
 
 
 def probe(source: Source, transform: Transform) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flowmatch.data.errors import listing
 from flowmatch.data.source import FileSource
@@ -58,3 +60,37 @@ def labelled_files(folder: Path, classes: Sequence[str]) -> FileSource:
             f"class folders of {folder} hold no images: {listing(hollow)}; remove or fill them"
         )
     return FileSource(folder, files, labels)
+
+
+def metadata_of(folder: Path, files: Sequence[str]) -> Any:
+    """What `folder/metadata.jsonl` says of image files, as an arrow table in their order.
+
+    Each of its lines is a mapping with the `file_name` relative to `folder`, as the image folders
+    of the Hugging Face hub have it. Cells of files that it does not name are empty.
+
+    Raises:
+        ValueError: there is no such file, or a line cannot be read.
+    """
+    import pyarrow
+
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        raise ValueError(
+            f"there is no {path}, which should give the conditions: a line an image such as"
+            ' {"file_name": "a.png", "caption": "a red bird"}'
+        )
+    told: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else {"file_name": ""}
+            told[os.path.normpath(row.pop("file_name"))] = row
+        except (ValueError, AttributeError, KeyError, TypeError):
+            raise ValueError(
+                f"line {number} of {path} is no JSON mapping with a file_name; correct it"
+            ) from None
+    rows = [told.get(os.path.normpath(file), {}) for file in files]
+    names = dict.fromkeys(name for row in told.values() for name in row)
+    try:
+        return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} mixes types in a column ({error}); correct it") from None

@@ -6,21 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flowmatch.data.columns import read_columns
+from flowmatch.data.conditions import LABEL, Values
 from flowmatch.data.dataset import Dataset, Split
-from flowmatch.data.files import EXTENSIONS, class_names, image_files, labelled_files
-from flowmatch.data.images import ImageData
+from flowmatch.data.files import (
+    EXTENSIONS,
+    class_names,
+    image_files,
+    labelled_files,
+    metadata_of,
+)
+from flowmatch.data.images import ConditionedImages
 from flowmatch.data.source import FileSource
 from flowmatch.data.transforms import ShortSide
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(ImageData):
+class ImageFolder(ConditionedImages):
     """Images below a folder: resized so that the short side fits, then cropped to the centre.
 
     The images to train on are in `root/train` if that exists, else in `root`; those to test on in
     `root/test` or `root/val`. Where that folder has subfolders, each is a class, numbered in the
     order of their names (those of the training images, for both splits). A folder of image files
-    alone has no labels. For the other fields see `ImageData`.
+    alone has no labels. Conditions are the columns of a `metadata.jsonl` beside the images of a
+    split, see `metadata_of`. For the other fields see `ConditionedImages`.
 
     Args:
         root: the folder. $FLOWMATCH_DATA is not tried: any folder of images would pass for this.
@@ -35,6 +44,29 @@ class ImageFolder(ImageData):
 
     def build(self, split: Split = "train") -> Dataset:
         """The images of one split."""
+        source, num_classes = self._source(split)
+        return self._open(
+            source,
+            ShortSide(size=self.image_size, upsample=self.upsample),
+            num_classes=num_classes,
+            conditions=self._conditions(source, None),
+            flip=self.flip,
+        )
+
+    def values(self, split: Split = "train", *, first: int | None = None) -> dict[str, Values]:
+        source, _ = self._source(split)
+        labels = source.labels
+        named: dict[str, Values] = {} if labels is None else {LABEL: labels[:first]}
+        return named | self._conditions(source, first)
+
+    def _conditions(self, source: FileSource, first: int | None) -> dict[str, Values]:
+        if not self.conditions:
+            return {}
+        table, origin = metadata_of(source.folder, source.files), str(source.folder)
+        return read_columns(table, self.conditions, f"{origin}/metadata.jsonl", first=first)
+
+    def _source(self, split: Split) -> tuple[FileSource, int | None]:
+        """The images of a split, and the number of classes."""
         train = self._folder("train")
         folder = train if split == "train" else self._folder("test")
         named = self.labels and class_names(train)
@@ -44,12 +76,7 @@ class ImageFolder(ImageData):
                 f"{folder} holds no images ({' '.join(e[1:] for e in EXTENSIONS)}); set root to a"
                 " folder that does"
             )
-        return self._open(
-            source,
-            ShortSide(size=self.image_size, upsample=self.upsample),
-            num_classes=len(class_names(train)) if named else None,
-            flip=self.flip,
-        )
+        return source, len(class_names(train)) if named else None
 
     def _labelled(self, folder: Path, train: Path) -> FileSource:
         if image_files(folder, recursive=False):

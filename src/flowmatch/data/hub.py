@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
+from flowmatch.data.columns import read_columns
+from flowmatch.data.conditions import LABEL, Values
 from flowmatch.data.dataset import Dataset, Split
-from flowmatch.data.images import ImageData
+from flowmatch.data.images import ConditionedImages
 from flowmatch.data.rows import (
     RowSource,
     find_parquet,
@@ -21,10 +25,10 @@ from flowmatch.data.transforms import ShortSide
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hub(ImageData):
+class Hub(ConditionedImages):
     """Images in a table: resized so that the short side fits, then cropped to the centre.
 
-    For the other fields see `ImageData`.
+    For the other fields see `ConditionedImages`.
 
     Args:
         path: a data set of the hub ("uoft-cs/cifar10"), a parquet file (which then is the training
@@ -55,23 +59,37 @@ class Hub(ImageData):
 
     def build(self, split: Split = "train") -> Dataset:
         """The images of one split."""
-        rows, origin = self._rows(self.train_split if split == "train" else self.test_split)
-        if not len(rows):
-            raise ValueError(f"{origin} holds no rows; give a path or a split that does")
+        rows, origin = self._rows(split)
         column = image_column(rows, self.image_column, origin)
-        labels, num_classes = None, None
-        if self.label_column is not None:
-            known_column(rows, self.label_column, "label_column", origin)
-            labels, num_classes = labels_of(rows, self.label_column, self.num_classes, origin)
+        labels, num_classes = self._labels(rows, origin)
         return self._open(
             RowSource(rows, column, labels, origin),
             ShortSide(size=self.image_size, upsample=self.upsample),
             num_classes=num_classes,
+            conditions=read_columns(rows.data, self.conditions, origin),
             flip=self.flip,
         )
 
-    def _rows(self, split: str) -> tuple[Any, str]:
+    def values(self, split: Split = "train", *, first: int | None = None) -> dict[str, Values]:
+        rows, origin = self._rows(split)
+        labels, _ = self._labels(rows, origin)
+        named: dict[str, Values] = {} if labels is None else {LABEL: labels[:first]}
+        return named | read_columns(rows.data, self.conditions, origin, first=first)
+
+    def _labels(self, rows: Any, origin: str) -> tuple[Tensor | None, int | None]:
+        if self.label_column is None:
+            return None, None
+        known_column(rows, self.label_column, "label_column", origin)
+        return labels_of(rows, self.label_column, self.num_classes, origin)
+
+    def _rows(self, split: Split) -> tuple[Any, str]:
         """The table of a split, and what to call it."""
+        rows, origin = self._table(self.train_split if split == "train" else self.test_split)
+        if not len(rows):
+            raise ValueError(f"{origin} holds no rows; give a path or a split that does")
+        return rows, origin
+
+    def _table(self, split: str) -> tuple[Any, str]:
         local = Path(self.path).expanduser().absolute()
         if local.is_file():
             if split != self.train_split:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from flowmatch.component import Component
-from flowmatch.data.dataset import Dataset
+from flowmatch.data.columns import ColumnConfig
+from flowmatch.data.conditions import Values, check_names
+from flowmatch.data.dataset import Dataset, Split
 from flowmatch.data.decoded import DecodedImages, decode_all, probe
 from flowmatch.data.source import Source
 from flowmatch.data.transforms import Transform
@@ -58,15 +62,52 @@ class ImageData(Component):
         transform: Transform,
         *,
         num_classes: int | None = None,
+        conditions: Mapping[str, Values] | None = None,
         flip: bool = False,
     ) -> Dataset:
         """The data set of `source`: in memory if it fits and decoding once is enough."""
         size_bytes = len(source) * self.channels * transform.size**2
         if not transform.random and size_bytes <= self.memory_gib * 2**30:
             return decode_all(
-                source, transform, channels=self.channels, num_classes=num_classes, flip=flip
+                source,
+                transform,
+                channels=self.channels,
+                num_classes=num_classes,
+                conditions=conditions,
+                flip=flip,
             )
         probe(source, transform)
         return DecodedImages(
-            source, transform, channels=self.channels, num_classes=num_classes, flip=flip
+            source,
+            transform,
+            channels=self.channels,
+            num_classes=num_classes,
+            conditions=conditions,
+            flip=flip,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionedImages(ImageData, ABC):
+    """Base of the families whose images may come with other conditions than a class.
+
+    For the other fields see `ImageData`.
+
+    Args:
+        conditions: columns beside the images, by the name of the condition.
+    """
+
+    conditions: Mapping[str, ColumnConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_names(self.conditions)
+
+    @abstractmethod
+    def values(self, split: Split = "train", *, first: int | None = None) -> dict[str, Values]:
+        """What the images of a split are conditioned on, the class included, without the images.
+
+        Args:
+            split: which of the two.
+            first: of only the first so many images.
+        """

@@ -20,7 +20,7 @@ import flowmatch
 from flowmatch.editing import interpolate, sdedit
 from flowmatch.edits.inputs import Inputs
 from flowmatch.edits.job import EditJob
-from flowmatch.flow import Flow
+from flowmatch.flow import Cond, Flow
 from flowmatch.guidance import CountNFE
 from flowmatch.metrics.psnr import psnr
 from flowmatch.pictures import image_grid
@@ -80,6 +80,7 @@ def edit(
         "settings": _settings(job),
         "seed": job.seed,
         "label": job.label,
+        "conditions": None if job.conditions is None else dict(job.conditions.facts),
         "nfe": calls / len(inputs.x),
         "device": device.type,
         "seconds": round(time.perf_counter() - began, 3),
@@ -104,7 +105,7 @@ def _restore(field: CountNFE, flow: Flow, x: Tensor, rows: range, job: EditJob) 
     if job.task == "inpaint":
         y = operator(y)  # whatever is where nothing is known
     method = job.restoration()
-    x1 = method(field, y, operator, _labels(job, len(x), device), seeds=rows, stream=job.seed)
+    x1 = method(field, y, operator, _cond(job, rows, device), seeds=rows, stream=job.seed)
     shown, naive, result = (to_uint8(v).cpu() for v in (operator.shown(y), operator.naive(y), x1))
     misfit = (operator(x1) - y).square().flatten(1).mean(1).sqrt().tolist()
     facts: list[dict[str, Any]] = [{"misfit_rms": value} for value in misfit]
@@ -121,16 +122,16 @@ def _restore(field: CountNFE, flow: Flow, x: Tensor, rows: range, job: EditJob) 
 def _sdedit(field: CountNFE, flow: Flow, x: Tensor, rows: range, job: EditJob) -> Edited:
     assert job.strength is not None
     x = x.to(next(flow.parameters()).device)
-    labels = _labels(job, len(x), x.device)
-    x1 = sdedit(field, x, job.strength, job.solver(), labels, seeds=rows, stream=job.seed)
+    cond = _cond(job, rows, x.device)
+    x1 = sdedit(field, x, job.strength, job.solver(), cond, seeds=rows, stream=job.seed)
     result = to_uint8(x1).cpu()
     return Edited([to_uint8(x).cpu(), result], result, [{} for _ in rows])
 
 
 def _interpolate(field: CountNFE, flow: Flow, x: Tensor, rows: range, job: EditJob) -> Edited:
     x = x.to(next(flow.parameters()).device)
-    labels = _labels(job, 1, x.device)
-    row = interpolate(field, x[:1], x[1:], job.length, job.solver(), labels)[0]
+    cond = _cond(job, rows[:1], x.device)
+    row = interpolate(field, x[:1], x[1:], job.length, job.solver(), cond)[0]
     error = (row[[0, -1]] - x).square().flatten(1).mean(1).sqrt().tolist()
     result = to_uint8(row).cpu()
     facts = [{"round_trip_rms": value} for value in error]
@@ -153,8 +154,12 @@ def _batches(count: int, job: EditJob) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _labels(job: EditJob, count: int, device: torch.device) -> Tensor | None:
-    return None if job.label is None else torch.full((count,), job.label, device=device)
+def _cond(job: EditJob, rows: range, device: torch.device) -> Cond | None:
+    """What some images are edited towards."""
+    told = None if job.conditions is None else job.conditions(rows, device)
+    if job.label is None:
+        return told
+    return {**(told or {}), "label": torch.full((len(rows),), job.label, device=device)}
 
 
 def _names(inputs: Inputs, job: EditJob) -> list[str]:

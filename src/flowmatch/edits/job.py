@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flowmatch.dealing import Dealt
 from flowmatch.editing import (
     Blur,
     DFlow,
@@ -65,6 +66,8 @@ class EditJob:
             With `degrade` it is added.
         seed: image i depends on (seed, i) and its pixels alone.
         label: the class to edit towards; None is the null class of a class-conditional model.
+        conditions: others to edit towards, dealt to the images in turn; what is not there is
+            absent.
         batch: images computed at once; changes nothing but speed and memory.
     """
 
@@ -82,6 +85,7 @@ class EditJob:
     noise: float | None = None
     seed: int = 0
     label: int | None = None
+    conditions: Dealt | None = None
     batch: int = 64
 
     def check(self, flow: Flow) -> None:
@@ -89,6 +93,11 @@ class EditJob:
         self._check_options()
         if flow.shape is None or len(flow.shape) != 3:
             raise ValueError(f"the model makes samples of shape {flow.shape}, which are no images")
+        if flow.decoder is not None:
+            raise ValueError(
+                "the model makes latents, which no measurement of pixels can be put to; edit with a"
+                " model of images"
+            )
         classes = flow.num_classes
         if self.label is not None and classes is None:
             raise ValueError("this model takes no class label; leave out --class")

@@ -15,7 +15,8 @@ from flowmatch.edits.edit import SHEET, edit
 from flowmatch.edits.inputs import Inputs, inputs_from_data, inputs_from_files
 from flowmatch.edits.job import EditJob
 from flowmatch.flow import Flow
-from flowmatch.runs import WEIGHT_FILES, Weights, load_flow, model_facts, open_run
+from flowmatch.generation import asked_conditions
+from flowmatch.runs import load_flow, model_facts, open_run, weights_file
 
 
 def edit_run(
@@ -25,8 +26,10 @@ def edit_run(
     *,
     data: Split | None = None,
     count: int | None = None,
+    prompts: Sequence[str] = (),
+    given: Sequence[str] = (),
     checkpoint: str = "latest",
-    weights: Weights = "ema",
+    weights: str = "ema",
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Edit images with the model of a run; the record that went to edit.json.
@@ -37,8 +40,9 @@ def edit_run(
         images: files and folders; none with `data`.
         data: take images of the run's own data, of this split.
         count: how many of `data`; 16 if None (2 to interpolate).
+        prompts, given: conditions to edit towards, as of `asked_conditions`.
         checkpoint: "latest", "best", or the path of a checkpoint folder.
-        weights: "ema" (the average) or "model" (the weights as trained).
+        weights: as of `load`: "ema", "model", the name of an average, or a file.
         device: where to compute.
     Raises:
         ValueError: no such run, or a job, images or a model that do not fit each other.
@@ -50,8 +54,11 @@ def edit_run(
     if data is not None and job.restores:
         job = replace(job, degrade=True)
     config, folder = open_run(run_dir, checkpoint)
-    flow = load_flow(config, folder / WEIGHT_FILES[weights], device=device)
+    flow = load_flow(config, weights_file(folder, weights), device=device)
     job.check(flow)
+    if prompts or given:
+        told = asked_conditions(config, flow, prompts=prompts, given=given)
+        job = replace(job, conditions=told)
     inputs = _inputs(flow, config, job, images, data, count)
     facts = model_facts(run_dir, folder, weights)
     source = {"data": data} if data is not None else {"files": [str(path) for path in images]}

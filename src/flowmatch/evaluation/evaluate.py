@@ -73,7 +73,7 @@ def evaluate_flow(
             if accelerator.is_main_process:
                 _tell_nonfinite(row, sweep)
                 if out is not None and isinstance(scores, ImageScores):
-                    row["grid"] = _save_grid(first, row, out, stem, flow)
+                    row["grid"] = _save_grid(first, row, out, stem, flow, sweep)
                 document.add(row)
                 say(one_line(row, scores.primary))
             accelerator.wait_for_everyone()
@@ -123,8 +123,10 @@ def protocol_of(
     """What all rows of a table have in common; `flow` is None for stored samples."""
     precision = accelerator.mixed_precision
     labels = None
-    if flow is not None and flow.num_classes is not None:
-        labels = f"{flow.num_classes} classes in turn"
+    if flow is not None and flow.decoder is not None:
+        model = {**model, "autoencoder": flow.decoder.weights}
+    if flow is not None:
+        labels = sweep.conditions(flow).title
     return {
         **scores.describe(),
         "samples": {
@@ -166,7 +168,9 @@ def _tell_nonfinite(row: dict[str, Any], sweep: Sweep) -> None:
         )
 
 
-def _save_grid(samples: SampleSet, row: dict[str, Any], out: Path, stem: str, flow: Flow) -> str:
+def _save_grid(
+    samples: SampleSet, row: dict[str, Any], out: Path, stem: str, flow: Flow, sweep: Sweep
+) -> str:
     """Draw the first samples of a row; the file's name, relative to the JSON's usual place."""
     bare = "bare" if row["safe_end"] is False else None
     plain = row["time_grid"] in ("uniform", "adaptive") and "options" not in row
@@ -174,7 +178,7 @@ def _save_grid(samples: SampleSet, row: dict[str, Any], out: Path, stem: str, fl
     parts = (stem, row["solver"], row["steps"], bare, other)
     name = "-".join(str(part) for part in parts if part) + ".png"
     out.mkdir(parents=True, exist_ok=True)
-    sample_grid(samples, flow.num_classes).save(out / name)
+    sample_grid(samples, sweep.conditions(flow).turn).save(out / name)
     return name
 
 

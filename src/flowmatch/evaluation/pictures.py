@@ -16,9 +16,12 @@ from flowmatch.pictures import columns_for, figure_image, image_grid
 _SHOWN = 100
 
 
-def sample_grid(samples: SampleSet, num_classes: int | None) -> Image.Image:
-    """The first hundred samples of a set, one class a column where there are few."""
-    return image_grid(samples.samples[:_SHOWN], columns=columns_for(num_classes))
+def sample_grid(samples: SampleSet, turn: int | None) -> Image.Image:
+    """The first hundred samples of a set, whose classes take `turn` samples to come again.
+
+    Where these are few, each class is a column.
+    """
+    return image_grid(samples.samples[:_SHOWN], columns=columns_for(turn))
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from accelerate.utils import broadcast_object_list
 
 from flowmatch.config import Config
-from flowmatch.data import Dataset
+from flowmatch.data import Dataset, decoded_data
 from flowmatch.evaluation.references import (
     OWN_SPLITS,
     Reference,
@@ -82,7 +82,7 @@ def prepare(
     """Everything that the rows of a table share: reference, feature net, statistics.
 
     Args:
-        shape: of one sample.
+        shape: of one sample, as it is measured.
         config: of the run; None when stored samples are evaluated.
         conditional: whether the samples come with the classes that were asked for.
         say: tells what takes a while.
@@ -115,7 +115,8 @@ def _training_data(
 ) -> tuple[Dataset | None, Dataset | None]:
     """What the run was trained on and what was held out; neither is needed beside statistics."""
     try:
-        return config.data.build("train"), held_out_of(config.data)
+        data = decoded_data(config.data)
+        return data.build("train"), held_out_of(data)
     except (ValueError, OSError) as error:
         if reference.statistics is None:
             raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from flowmatch.config import Config, parse_data, read_yaml
-from flowmatch.data import Batch, Dataset, Split
+from flowmatch.data import Batch, DataConfig, Dataset, Split, decoded_data
 from flowmatch.evaluation.statistics import Statistics
 from flowmatch.evaluation.stored import load_stored
 
@@ -86,7 +85,8 @@ def find_reference(spec: str | None, config: Config | None) -> Reference:
     return Reference(path, dataset, train=dataset)
 
 
-def _of_data(data: Any, split: Split) -> Reference:
+def _of_data(data: DataConfig, split: Split) -> Reference:
+    data = decoded_data(data)
     train, held_out = data.build("train"), held_out_of(data)
     if split == "test" and held_out is None:
         raise ValueError(f"the data set {data.kind} has no test split; use --reference train")
@@ -94,14 +94,13 @@ def _of_data(data: Any, split: Split) -> Reference:
     return Reference(f"{data.kind} {split}", dataset, train=train, held_out=held_out)
 
 
-def held_out_of(data: Any) -> Dataset | None:
+def held_out_of(data: DataConfig) -> Dataset | None:
     """The test split of a data config, or None if it has none."""
     try:
-        found: Dataset = data.build("test")
+        return data.build("test")
     except (ValueError, OSError) as error:  # it may have none, or be damaged: the user knows which
         warnings.warn(f"there are no held-out data to compare with: {error}", stacklevel=2)
         return None
-    return found
 
 
 def fit_resolution(reference: Reference, shape: tuple[int, ...], *, resize: bool) -> Reference:

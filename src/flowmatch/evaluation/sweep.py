@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowmatch.dealing import Dealt, classes_dealt
 from flowmatch.evaluation.extraction import SampleSet, Subject, extract
 from flowmatch.evaluation.scores import ImageScores, Scores
 from flowmatch.flow import Flow
@@ -37,6 +38,7 @@ class Sweep:
         batch: samples that a process draws at once; changes nothing but speed and memory.
         seed: stream of the noise.
         guidance: how the field is guided.
+        dealt: what samples are conditioned on; None is all classes in turn.
     """
 
     count: int
@@ -44,6 +46,7 @@ class Sweep:
     batch: int = 100
     seed: int = 0
     guidance: Guidance = Guidance()
+    dealt: Dealt | None = None
 
     def __post_init__(self) -> None:
         for flag, value, least in (
@@ -65,13 +68,17 @@ class Sweep:
             )
         return replace(self, count=count)
 
+    def conditions(self, flow: Flow) -> Dealt:
+        """What the samples of a flow are conditioned on."""
+        return classes_dealt(flow.num_classes) if self.dealt is None else self.dealt
+
     def sets(self) -> list[range]:
         """The indices of each set."""
         return [range(k * self.count, (k + 1) * self.count) for k in range(self.repeats)]
 
 
 class FlowSamples:
-    """Samples of a flow: sample i depends on (seed, i) alone, its class is i mod classes.
+    """Samples of a flow: sample i depends on (seed, i) alone, and so do its conditions.
 
     Args:
         flow: the model, on the accelerator's device.
@@ -91,6 +98,7 @@ class FlowSamples:
         weak: Flow | None = None,
     ) -> None:
         self.flow, self.solver, self.sweep = flow, solver, sweep
+        self._dealt = sweep.conditions(flow)
         self.accelerator = accelerator
         self._counted = CountNFE(flow)
         self._field = sweep.guidance.around(self._counted, path=flow.path, weak=weak)
@@ -99,22 +107,21 @@ class FlowSamples:
     def draw(self, indices: range) -> tuple[Tensor, Tensor | None]:
         assert self.flow.shape is not None
         x0 = noise(indices, self.flow.shape, stream=self.sweep.seed).to(self.accelerator.device)
-        labels = None
-        if self.flow.num_classes is not None:
-            labels = torch.tensor(indices, device=x0.device) % self.flow.num_classes
+        cond = self._dealt(indices, x0.device)
         self._counted.nfe = 0
         with self.accelerator.autocast():
             x1 = sample(
                 self._field,
                 x0,
                 self.solver,
-                labels,
+                cond,
                 path=self.flow.path,
                 seeds=indices,
                 stream=self.sweep.seed,
             )
+            x1 = self.flow.decode(x1)
         self.nfe = self._counted.nfe
-        return x1.float(), labels
+        return x1.float(), (cond or {}).get("label")
 
 
 class StoredSamples:
@@ -194,10 +201,10 @@ def transport(flow: Flow, sweep: Sweep, *, steps: int = 100, count: int = 500) -
     assert flow.shape is not None
     device = next(flow.parameters()).device
     x0 = noise(range(min(count, sweep.count)), flow.shape, stream=sweep.seed).to(device)
-    labels = torch.arange(len(x0), device=device) % flow.num_classes if flow.num_classes else None
+    cond = sweep.conditions(flow)(range(len(x0)), device)
     times, states = [0.0], [x0]
     with torch.no_grad():
-        for t, x in Euler(steps=steps).trajectory(bind(flow, labels), x0):
+        for t, x in Euler(steps=steps).trajectory(bind(flow, cond), x0):
             times.append(t)
             states.append(x)
     path, grid = torch.stack(states).cpu(), torch.tensor(times)

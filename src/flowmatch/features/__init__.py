@@ -1,6 +1,6 @@
 """Features: images in, vectors out, by which real and generated images are compared."""
 
-from flowmatch.features.cache import cache_dir as cache_dir
+from flowmatch.caching import cache_dir as cache_dir
 from flowmatch.features.cache import fitted as fitted
 from flowmatch.features.fittednet import FittedNet as FittedNet
 from flowmatch.features.fitting import fit as fit

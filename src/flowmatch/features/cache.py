@@ -1,8 +1,7 @@
-"""Where what is costly to compute is kept from one command to the next."""
+"""Fitted features, kept from one command to the next."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -10,18 +9,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from flowmatch.caching import write_whole
 from flowmatch.data import Dataset
 from flowmatch.data.dataset import digest
 from flowmatch.features.fittednet import RECIPE, FittedNet
 from flowmatch.features.fitting import Progress, check, fit
-
-
-def cache_dir() -> Path:
-    """The cache: $FLOWMATCH_CACHE, else $XDG_CACHE_HOME/flowmatch, else ~/.cache/flowmatch."""
-    if chosen := os.environ.get("FLOWMATCH_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "flowmatch"
 
 
 def fitted(
@@ -56,7 +48,7 @@ def fitted(
                 return found.to(device)
     net = fit(train, held_out, seed=seed, device=device, progress=progress)
     try:
-        _write(net, path)
+        write_whole(path, net.save)
     except (OSError, SafetensorError) as error:
         warnings.warn(
             f"the fitted features are not kept, since {path} cannot be written ({error}); set"
@@ -64,14 +56,3 @@ def fitted(
             stacklevel=2,
         )
     return net
-
-
-def _write(net: FittedNet, path: Path) -> None:
-    """Write under a temporary name and rename, so that nobody ever reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        net.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

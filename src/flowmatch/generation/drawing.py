@@ -54,6 +54,8 @@ class Drawer:
     ) -> None:
         self.job, self.device = job, device
         self.shape, self.num_classes, self.path = flow.shape or (), flow.num_classes, flow.path
+        self.decode, self.decoded_shape = flow.decode, flow.decoded_shape or ()
+        self.dealt = job.dealt(flow.num_classes)
         self.precision = precision
         # what is done once in a while, in batches of other sizes, is not compiled
         self._plain = job.guidance.around(flow, path=flow.path, weak=weak)
@@ -91,16 +93,15 @@ class Drawer:
                 x1 = sample(
                     field, x0, job.solver, cond, path=self.path, seeds=filled, stream=job.stream
                 )
+            x1 = self.decode(x1[: len(asked)]).float()
         self.evaluations += self._counted.nfe * len(asked)
-        x1 = x1[: len(asked)].float()
         x1 = to_uint8(x1) if x1.ndim == 4 else x1
         return Drawn(asked, x1.cpu(), self.job.labels(self.num_classes, asked))
 
     def start(self, seeds: Sequence[int]) -> tuple[Tensor, Cond | None]:
         """Noise and conditions of samples, on the device."""
         x0 = send(noise(seeds, self.shape, stream=self.job.stream), self.device)
-        labels = self.job.labels(self.num_classes, seeds)
-        return x0, None if labels is None else {"label": send(torch.tensor(labels), self.device)}
+        return x0, self.dealt(seeds, self.device)
 
     def time_field(self, seeds: Sequence[int], cond: Cond | None) -> TimeField:
         """The `f(x, t)` that the solver integrates for some samples, never compiled."""

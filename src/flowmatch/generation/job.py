@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from flowmatch.dealing import Dealt, classes_dealt
 from flowmatch.flow import Flow
 from flowmatch.generation.compiling import Compile, check_compile
 from flowmatch.guidance import Guidance
@@ -35,6 +38,8 @@ class SampleJob:
             power of two that fits on a GPU. It changes nothing but speed and memory.
         stream: sample i depends on (stream, i) alone; the command's --seed.
         classes: dealt in turn: sample i is of class `classes[i % len(classes)]`; None deals all.
+        conditions: of a model with other conditions, what is dealt of them (and of no class, if
+            neither it nor `classes` say one); None of a model without.
         guidance: how the field is guided.
         format: "png", one image a file; "npz": `samples` (uint8 [N, H, W, C] for images, float32
             for anything else), `labels` and `seeds`; or "webdataset": tar files of `00005.png` (or
@@ -42,7 +47,7 @@ class SampleJob:
         shard_size: shard k of a webdataset holds the samples from `k * shard_size` on.
         trajectory: animate the first samples as "gif" or "mp4"; None does not.
         compile: what `torch.compile` takes: nothing, the network, or the whole integration.
-        weights_hash: names the weights in the record.
+        weights_hash, weights_title: name the weights in the record, and say which average they are.
         weak_hash: names the weak model of autoguidance; None without one.
     """
 
@@ -52,12 +57,14 @@ class SampleJob:
     batch: int | Literal["auto"] = 100
     stream: int = 8888
     classes: tuple[int, ...] | None = None
+    conditions: Dealt | None = None
     guidance: Guidance = Guidance()
     format: Format = "png"
     shard_size: int = SHARD_SIZE
     trajectory: Animation | None = None
     compile: Compile = "off"
     weights_hash: str = ""
+    weights_title: str = ""
     weak_hash: str | None = None
 
     def check(self, flow: Flow, weak: Flow | None = None) -> None:
@@ -76,25 +83,34 @@ class SampleJob:
             )
         if weak is not None and self.guidance.off:
             raise ValueError("guidance scale 1 is off; with --autoguide give --guidance above 1")
-        assert flow.shape is not None
-        if self.format == "png" and len(flow.shape) != 3:
+        shape = flow.decoded_shape
+        assert shape is not None
+        if self.format == "png" and len(shape) != 3:
             raise ValueError(
-                f"samples of shape {flow.shape} are no images; use --format npz or webdataset"
+                f"samples of shape {shape} are no images; use --format npz or webdataset"
             )
         check_compile(self.compile, self.solver)
         if self.trajectory is not None:
             check_animation(self.trajectory)
-            if len(flow.shape) != 3 and (len(flow.shape) != 1 or flow.shape[0] < 2):
-                raise ValueError(f"samples of shape {flow.shape} make no picture; no --trajectory")
-        need = len(self.seeds) * int(np.prod(flow.shape)) * (1 if len(flow.shape) == 3 else 4)
+            if len(shape) != 3 and (len(shape) != 1 or shape[0] < 2):
+                raise ValueError(f"samples of shape {shape} make no picture; no --trajectory")
+        need = len(self.seeds) * int(np.prod(shape)) * (1 if len(shape) == 3 else 4)
         require_space(self.save_dir, need, f"{len(self.seeds):,} samples")
 
+    def dealt(self, num_classes: int | None) -> Dealt:
+        """What the samples are conditioned on."""
+        if self.classes is None:
+            return classes_dealt(num_classes) if self.conditions is None else self.conditions
+        others = {} if self.conditions is None else self.conditions.values
+        return Dealt({**others, "label": torch.tensor(self.classes)})
+
     def labels(self, num_classes: int | None, seeds: Sequence[int]) -> list[int] | None:
-        """The classes of samples; None of a model without classes."""
-        if num_classes is None:
+        """The classes of samples; None of a model without classes, or if none is asked for."""
+        found = self.dealt(num_classes).values.get("label")
+        if not isinstance(found, Tensor):
             return None
-        classes = self.classes or range(num_classes)
-        return [classes[seed % len(classes)] for seed in seeds]
+        labels: list[int] = found[torch.tensor(seeds) % len(found)].tolist()
+        return labels
 
     def _check_classes(self, num_classes: int | None) -> None:
         if self.classes is None:

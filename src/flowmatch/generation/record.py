@@ -17,8 +17,8 @@ from flowmatch.guidance import Guidance
 from flowmatch.solvers import describe
 
 _WHAT_MAKES_A_SAMPLE = (
-    *("weights", "autoguide", "solver", "seed", "label", "dealt", "guidance", "format"),
-    "shard_size",
+    *("weights", "autoencoder", "autoguide", "solver", "seed", "label", "dealt", "conditions"),
+    *("guidance", "format", "shard_size"),
 )
 _NAME = "sampling.json"
 
@@ -27,11 +27,14 @@ def new_record(flow: Flow, job: SampleJob) -> dict[str, Any]:
     """The record of a job that begins.
 
     `classes` and `label` say which class a sample is of: `label`, or the seed modulo `classes`; of
-    some classes dealt in turn, `classes` is null and `dealt` lists them.
+    some classes dealt in turn, `classes` is null and `dealt` lists them. `conditions` says what is
+    dealt to a model that knows more than classes, by name.
     """
     dealt = job.classes
     if dealt is not None and (len(dealt) == 1 or dealt == tuple(range(flow.num_classes or 0))):
         dealt = None
+    others = job.conditions
+    says_less = others is not None and job.classes is None
     calls = getattr(job.solver, "nfe", None)
     if not job.guidance.off:
         always = job.guidance.interval == Guidance().interval
@@ -39,14 +42,17 @@ def new_record(flow: Flow, job: SampleJob) -> dict[str, Any]:
     return {
         "version": flowmatch.__version__,
         "weights": job.weights_hash,
+        "average": job.weights_title,
+        "autoencoder": None if flow.decoder is None else flow.decoder.weights,
         "autoguide": job.weak_hash,
         "solver": _json_like(describe(job.solver)),
         "nfe": calls,
         "seed": job.stream,
         "seeds": compress(job.seeds),
         "label": job.classes[0] if job.classes is not None and len(job.classes) == 1 else None,
-        "classes": flow.num_classes if dealt is None else None,
+        "classes": flow.num_classes if dealt is None and not says_less else None,
         "dealt": _json_like(dealt),
+        "conditions": None if others is None else _json_like(dict(others.facts)),
         "guidance": _json_like(asdict(job.guidance)),
         "format": job.format,
         "shard_size": job.shard_size if job.format == "webdataset" else None,

@@ -35,29 +35,27 @@ def contact_sheet(first: Tensor, drawer: Drawer) -> Image.Image:
 
 def save_trajectory(drawer: Drawer, path: Path) -> None:
     """Draw the first samples again and keep their way from noise, as GIF or MP4."""
-    job, shape = drawer.job, drawer.shape
+    job, shape = drawer.job, drawer.decoded_shape
     images = len(shape) == 3
     count = min(_MOVING, max(1, _PIXELS // (shape[1] * shape[2]))) if images else _POINTS
     seeds = list(job.seeds[:count])
     x0, cond = drawer.start(seeds)
     with drawer.precision():
         states = states_over_time(job.solver, drawer.time_field(seeds, cond), x0)
+        states = [drawer.decode(x) for x in states]
     if images:
         frames = image_frames(states, columns=_columns(drawer), smallest=_CELL)
     else:
-        labels = None if cond is None else cond["label"]
-        frames = point_frames(states, labels=labels)
+        frames = point_frames(states, labels=(cond or {}).get("label"))
     save_animation(frames, path)
 
 
 def _columns(drawer: Drawer) -> int | None:
     """Columns that hold one class each, where the samples take the classes in turn from the first.
 
-    Of few classes, each has several.
+    So do prompts and other conditions. Of few classes, each has several.
     """
-    job = drawer.job
-    dealt = job.classes or range(drawer.num_classes or 0)
-    first = job.seeds[:SHOWN]
-    if len(dealt) < 2 or list(first) != list(range(len(first))):
+    turn, first = drawer.dealt.turn or 1, drawer.job.seeds[:SHOWN]
+    if turn < 2 or list(first) != list(range(len(first))):
         return None
-    return columns_for(len(dealt) * max(1, 10 // len(dealt)))
+    return columns_for(turn * max(1, 10 // turn))

@@ -1,6 +1,7 @@
-"""Checkpoints: complete or absent, never half written; weights that fit or say why not.
+"""Checkpoints: complete or absent, never half written.
 
     ckpt/step0010000/{model.safetensors, model_ema.safetensors, state.pt, config.yaml}
+                      and a model_ema-NAME.safetensors of every further average
     ckpt/best/        the same and evaluation.json, in runs that evaluate while they train
 
 A checkpoint is written under a temporary name, flushed to the disk and renamed, so a kill at any
@@ -9,22 +10,23 @@ moment leaves the older ones whole. Nothing from a checkpoint is ever executed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-_FILES = ("model.safetensors", "model_ema.safetensors", "state.pt", "config.yaml")
-_EVALUATION = "evaluation.json"
+from flowmatch.training.ema import Exponential, Profile
+from flowmatch.training.weights import first_line, read_header
+
+MODEL, OWN_AVERAGE = "model.safetensors", "model_ema.safetensors"
+_STATE, _CONFIG, _EVALUATION = "state.pt", "config.yaml", "evaluation.json"
 
 
 class Checkpoints:
@@ -57,19 +59,28 @@ class Checkpoints:
         step: int,
         *,
         network: nn.Module,
-        network_ema: nn.Module,
+        averages: Mapping[Profile, nn.Module],
         state: Mapping[str, Any],
         config_yaml: str,
         keep_last: int,
     ) -> Path:
-        """Write the checkpoint of a step and delete all but the newest `keep_last`."""
+        """Write the checkpoint of a step and delete all but the newest `keep_last`.
+
+        Args:
+            step: of the training.
+            network: as trained.
+            averages: averaged networks by their profiles, the run's own first.
+            state: as `read_state` gives it back.
+            config_yaml: the resolved config.
+            keep_last: checkpoints that are there afterwards.
+        """
         final = self.folder / f"step{step:07d}"
-        partial = self._write_partial(final.name, network, network_ema, state, config_yaml)
-        _flush_folder(partial)
+        partial = self._write_partial(final.name, network, averages, state, config_yaml)
+        flush_folder(partial)
         if final.exists():  # an earlier attempt at the same step, left by a resume from before it
             shutil.rmtree(final)
         partial.rename(final)
-        _flush_folder(self.folder)
+        flush_folder(self.folder)
         older = [p for p in self.all() if p != final and int(p.name[4:]) < step]
         for path in older[: max(len(older) - (keep_last - 1), 0)]:
             shutil.rmtree(path)
@@ -80,7 +91,7 @@ class Checkpoints:
         evaluation: Mapping[str, Any],
         *,
         network: nn.Module,
-        network_ema: nn.Module,
+        averages: Mapping[Profile, nn.Module],
         state: Mapping[str, Any],
         config_yaml: str,
     ) -> Path:
@@ -88,13 +99,13 @@ class Checkpoints:
 
         The last best is there under one name or another until the new one is.
         """
-        partial = self._write_partial("best", network, network_ema, state, config_yaml)
+        partial = self._write_partial("best", network, averages, state, config_yaml)
         _write(partial / _EVALUATION, lambda p: p.write_text(json.dumps(evaluation, indent=2)))
-        _flush_folder(partial)
+        flush_folder(partial)
         if self._best.exists():
             self._best.rename(self._replaced)
         partial.rename(self._best)
-        _flush_folder(self.folder)
+        flush_folder(self.folder)
         if self._replaced.exists():
             shutil.rmtree(self._replaced)
         return self._best
@@ -133,7 +144,7 @@ class Checkpoints:
         self,
         name: str,
         network: nn.Module,
-        network_ema: nn.Module,
+        averages: Mapping[Profile, nn.Module],
         state: Mapping[str, Any],
         config_yaml: str,
     ) -> Path:
@@ -141,31 +152,69 @@ class Checkpoints:
         self.clear_unfinished()
         partial = self.folder / f".partial-{name}"
         partial.mkdir(parents=True)
-        metadata = {"format": "pt", "step": str(state["step"])}
-        _write(partial / _FILES[0], lambda p: save_file(_tensors(network), p, metadata))
-        _write(partial / _FILES[1], lambda p: save_file(_tensors(network_ema), p, metadata))
-        _write(partial / _FILES[2], lambda p: torch.save(dict(state), p))
-        _write(partial / _FILES[3], lambda p: p.write_text(config_yaml))
+        names = [profile.name for profile in averages]
+        about = {"format": "pt", "step": str(state["step"]), "images": str(state["images"])}
+        write_tensors(partial / MODEL, tensors_of(network), about)
+        about["averages"] = " ".join(names)
+        for file, (profile, average) in zip(_average_files(names), averages.items(), strict=True):
+            header = about | {"profile": profile.name, "title": profile.title}
+            write_tensors(partial / file, tensors_of(average), header)
+        _write(partial / _STATE, lambda p: torch.save(dict(state), p))
+        _write(partial / _CONFIG, lambda p: p.write_text(config_yaml))
         return partial
 
 
 def problems(checkpoint: Path) -> str | None:
     """Why a checkpoint folder cannot be read, or None if it can."""
-    missing = [name for name in _FILES if not (checkpoint / name).is_file()]
-    if missing:
-        return f"{checkpoint} lacks {', '.join(missing)}"
+    missing = [n for n in (MODEL, OWN_AVERAGE, _STATE, _CONFIG) if not (checkpoint / n).is_file()]
     try:
-        for name in _FILES[:2]:
-            with safe_open(checkpoint / name, "pt") as file:  # checks length against the header
-                file.keys()
+        averages = [] if missing else [*averages_of(checkpoint).values()]
+        missing += [path.name for path in averages if not path.is_file()]
+        if missing:
+            return f"{checkpoint} lacks {', '.join(missing)}"
+        for path in (checkpoint / MODEL, *averages):
+            read_header(path)
         read_state(checkpoint)
-        if not (checkpoint / _FILES[3]).stat().st_size:
-            return f"{checkpoint / _FILES[3]} is empty"
+        if not (checkpoint / _CONFIG).stat().st_size:
+            return f"{checkpoint / _CONFIG} is empty"
     except ValueError as error:
         return str(error)
-    except (SafetensorError, OSError) as error:
-        return f"{checkpoint} is damaged: {error}"
     return None
+
+
+def averages_of(checkpoint: Path) -> dict[str, Path]:
+    """The files of a checkpoint's averages by the names of their profiles, the run's own first.
+
+    Of a checkpoint from before averages had names, the only one is called "ema".
+
+    Raises:
+        ValueError: the file of the own average is missing or truncated.
+    """
+    names = read_header(checkpoint / OWN_AVERAGE).get("averages", "ema").split()
+    return {n: checkpoint / file for n, file in zip(names, _average_files(names), strict=True)}
+
+
+def averages_to_resume(checkpoint: Path, profiles: Sequence[Profile]) -> list[Path]:
+    """The files from which a run goes on with averages by these profiles, in their order.
+
+    The decay of the run's own exponential average may be changed on the way; any other average is
+    one of the whole training, and cannot begin in its midst.
+
+    Raises:
+        ValueError: the checkpoint lacks one of the averages.
+    """
+    have = averages_of(checkpoint)
+    own = next(iter(have))
+    if isinstance(profiles[0], Exponential) and not own.startswith("std"):
+        have.setdefault(profiles[0].name, have[own])
+    lacking = [p.name for p in profiles if p.name not in have]
+    if lacking:
+        raise ValueError(
+            f"cannot go on with the average {lacking[0]}: {checkpoint} has {', '.join(have)}, and"
+            " an average is one of the whole training; leave train.ema and train.post_hoc as they"
+            " were, or start a new run"
+        )
+    return [have[p.name] for p in profiles]
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -174,11 +223,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is truncated or holds more than plain data.
     """
-    path = checkpoint / "state.pt"
+    path = checkpoint / _STATE
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from None
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from None
     if not isinstance(state, dict) or not state.keys() >= {"step", "images", "optimizer", "scaler"}:
         raise ValueError(f"{path} is not the state of a run")
     return state
@@ -195,7 +244,7 @@ def read_evaluation(checkpoint: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} cannot be read: {_first_line(error)}; move {checkpoint} away to go on"
+            f"{path} cannot be read: {first_line(error)}; move {checkpoint} away to go on"
         ) from None
     if not isinstance(record, dict) or not record.keys() >= {"step", "evaluation"}:
         raise ValueError(
@@ -204,63 +253,32 @@ def read_evaluation(checkpoint: Path) -> dict[str, Any]:
     return record
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a `.pt` file with `{"model": state_dict}`.
-
-    Raises:
-        ValueError: there is no such file, or it is truncated or of another kind.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no weights file at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path} cannot be read as weights, it may be truncated: {_first_line(error)}"
-        ) from None
-    weights = loaded.get("model", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise ValueError(f"{path} holds no state dict; expected {{'model': {{name: tensor}}}}")
-    return weights
-
-
-def hash_weights(path: Path) -> str:
-    """Twelve hexadecimal digits that name the content of a weights file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-
-
-def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Load weights that must match the network exactly.
-
-    Raises:
-        ValueError: names the missing and unknown keys and the shapes that differ.
-    """
-    own = network.state_dict()
-    missing = [k for k in own if k not in weights]
-    unknown = [k for k in weights if k not in own]
-    shapes = [
-        f"{k} is {list(weights[k].shape)}, the config's network has {list(own[k].shape)}"
-        for k in own
-        if k in weights and weights[k].shape != own[k].shape
-    ]
-    found = [
-        f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"
-        for what, items in (("missing", missing), ("unknown", unknown), ("of other shape", shapes))
-        if items
-    ]
-    if found:
-        raise ValueError(
-            f"the weights in {where} do not fit the config's network: {'; '.join(found)};"
-            " use the config they were trained with, or `flowmatch import` for foreign weights"
-        )
-    network.load_state_dict(dict(weights))
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """The state of a network on the CPU, as it is written."""
     return {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write a safetensors file, the same bytes for the same content, and wait for the disk."""
+
+    def write(path: Path) -> None:
+        save_file(tensors, path, header)
+        _sort_header(path)
+
+    _write(path, write)
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _average_files(names: Sequence[str]) -> list[str]:
+    return [OWN_AVERAGE, *(f"model_ema-{name}.safetensors" for name in names[1:])]
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
@@ -269,19 +287,19 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         os.fsync(file.fileno())
 
 
+def _sort_header(path: Path) -> None:
+    """Order what a safetensors file says of itself: the library writes it in a random order."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        content = json.loads(file.read(size))
+        content["__metadata__"] = dict(sorted(content["__metadata__"].items()))
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size
+        file.seek(8)
+        file.write(text.ljust(size))
+
+
 def _rename_over(path: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
     path.rename(target)
-
-
-def _flush_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

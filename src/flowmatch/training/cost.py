@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from flowmatch import __version__
-from flowmatch.flow import Flow
+from flowmatch.flow import Cond, Flow
 from flowmatch.randomness import keyed_generator
 from flowmatch.training.distributed import precision_of
 from flowmatch.training.settings import Precision
@@ -20,12 +21,15 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _MOST_SECONDS = 0.1
 
 
-def starting_facts(flow: Flow, shape: tuple[int, ...], accelerator: Accelerator) -> dict[str, Any]:
+def starting_facts(
+    flow: Flow, x: Tensor, cond: Cond | None, accelerator: Accelerator
+) -> dict[str, Any]:
     """What a run starts on, and what its cost follows from.
 
     Args:
         flow: what is trained, in evaluation mode.
-        shape: of one sample.
+        x: one sample [1, *D].
+        cond: its conditions.
         accelerator: processes, device and precision.
     """
     precision = precision_of(accelerator)
@@ -36,28 +40,26 @@ def starting_facts(flow: Flow, shape: tuple[int, ...], accelerator: Accelerator)
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "flowmatch": __version__,
-        "forward_flops_per_image": forward_flops(flow, shape),
+        "forward_flops_per_image": forward_flops(flow, x, cond),
         "matmul_flops_per_second": matmul_rate(accelerator.device, precision),
     }
 
 
 @torch.no_grad()
-def forward_flops(flow: Flow, shape: tuple[int, ...]) -> int:
+def forward_flops(flow: Flow, x: Tensor, cond: Cond | None = None) -> int:
     """Floating-point operations of one forward pass of one sample; a multiply-add counts as 2.
 
     Counted are matrix products, convolutions and attention; what works element by element is not.
 
     Args:
         flow: in evaluation mode.
-        shape: of one sample.
+        x: one sample [1, *D].
+        cond: its conditions.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = next(flow.parameters()).device
-    x, t = torch.zeros(1, *shape, device=device), torch.full((1,), 0.5, device=device)
-    label = torch.zeros(1, dtype=torch.int64, device=device) if flow.num_classes else None
     with FlopCounterMode(display=False) as counter:
-        flow(x, t, label)
+        flow(x, 0.5, cond)
     return int(counter.get_total_flops())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -37,19 +37,20 @@ class Probe(NamedTuple):
         dataset: Dataset,
         batch: int,
         *,
-        conditional: bool,
+        known: Collection[str],
         seed: int,
         device: torch.device,
     ) -> Probe:
         """The first `batch` samples, at most 64, on `device`, with noise that follows from `seed`.
 
-        Their labels come along if the network is conditional.
+        Of their conditions those come along whose names the network knows.
         """
         count = min(batch, _MOST_SAMPLES, len(dataset))
         plain = dataset.plain(torch.arange(count)).to(device)
         rows = Rows((seed, "probe"), 0, count)
         noise = rows.draw(dataset.shape, law="normal").to(device)
-        return cls(plain.x1, noise, plain.cond if conditional and plain.cond else None)
+        cond = {name: value for name, value in plain.cond.items() if name in known}
+        return cls(plain.x1, noise, cond or None)
 
 
 def gradient_norms(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import torch
 from accelerate import Accelerator
 from PIL import Image
 
 from flowmatch.data import Dataset
+from flowmatch.dealing import in_turn
 from flowmatch.flow import Flow
 from flowmatch.losses import FlowMatching
 from flowmatch.pictures import columns_for, image_grid, scatter
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
 class View:
     """Samples of the averaged weights, and gradients of the weights in training.
 
-    Always the same noise, labels and data, so that what differs between two looks is the weights.
+    Always the same noise, conditions and data, so that between two looks only the weights differ.
 
     Args:
         flow: in training.
@@ -64,16 +64,18 @@ class View:
     def look(self) -> Seen:
         """Draw the samples and measure; on one process, and without a trace in the training."""
         shape, device = self._dataset.shape, self._accelerator.device
-        n, classes = self._config.samples, self._flow.num_classes
+        n = self._config.samples
         x0 = noise(range(n), shape, stream=self._config.seed).to(device)
-        labels = torch.arange(n, device=device) % classes if classes else None
+        dealt = in_turn(self._flow, self._dataset.values)
+        cond = dealt(range(n), device)
         with self._accelerator.autocast():
-            x1, curvature = walk(bind(self._average, labels), x0, self._solver)
-        is_image = len(shape) == 3
+            x1, curvature = walk(bind(self._average, cond), x0, self._solver)
+            x1 = self._average.decode(x1)
+        is_image = x1.ndim == 4
         picture = (
-            image_grid(to_uint8(x1), columns=columns_for(classes))
+            image_grid(to_uint8(x1), columns=columns_for(dealt.turn))
             if is_image
-            else scatter(x1, labels=labels)
+            else scatter(x1, labels=(cond or {}).get("label"))
         )
         numbers = {
             "grad_norm_t": self._gradient_norms(),
@@ -98,7 +100,7 @@ class View:
         return Probe.of(
             self._dataset,
             self._config.batch,
-            conditional=self._flow.num_classes is not None,
+            known=self._flow.nulls,
             seed=self._config.seed,
             device=self._accelerator.device,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor
 
+from flowmatch.dealing import Dealt
 from flowmatch.evaluation import Scores, Sweep
 from flowmatch.evaluation.extraction import extract
 from flowmatch.evaluation.preparation import shown
@@ -80,6 +81,8 @@ def judge(
     cost: Cost,
     scores: Scores,
     accelerator: Accelerator,
+    *,
+    dealt: Dealt,
 ) -> list[Judged]:
     """Draw from each solver and rank by the distance to the training data, best first.
 
@@ -92,8 +95,9 @@ def judge(
         job: how many samples, which noise, which guidance.
         cost: what a solver costs, for the grids that join later.
         scores: what samples are measured by.
+        dealt: what samples are conditioned on.
     """
-    drawn = _Drawn(flow, job, scores, accelerator)
+    drawn = _Drawn(flow, job, dealt, scores, accelerator)
     sizes = [max(job.judged // share, LEAST_EVALUATED) for share in _SHARES]
     field, left = list(solvers), list[Judged]()
     with shown("judging", _expected(len(field), sizes), accelerator) as advance:
@@ -129,13 +133,16 @@ def _expected(count: int, sizes: Sequence[int]) -> int:
 class _Drawn:
     """Features of the samples of each solver, drawn when they are needed and kept."""
 
-    def __init__(self, flow: Flow, job: TuneJob, scores: Scores, accelerator: Accelerator) -> None:
+    def __init__(
+        self, flow: Flow, job: TuneJob, dealt: Dealt, scores: Scores, accelerator: Accelerator
+    ) -> None:
         self._flow, self._scores, self._accelerator = flow, scores, accelerator
         self._sweep = Sweep(
             max(job.judged, LEAST_EVALUATED),
             batch=job.batch,
             seed=job.stream,
             guidance=job.guidance,
+            dealt=dealt,
         )
         self._vectors: dict[GridSolver, Tensor] = {}
 

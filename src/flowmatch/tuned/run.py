@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
 import flowmatch
+from flowmatch.dealing import Dealt, others_of, usual_conditions
 from flowmatch.evaluation import Request, prepare
 from flowmatch.flow import Flow
 from flowmatch.randomness import keyed_generator
 from flowmatch.room import require_writable
-from flowmatch.runs import WEIGHT_FILES, Weights, load_flow, model_facts, open_run
+from flowmatch.runs import load_flow, model_facts, open_run, weights_file
 from flowmatch.sampling import noise
 from flowmatch.solvers import GridSolver, SolverConfig, describe
 from flowmatch.training.tracking import Bar
@@ -68,7 +68,7 @@ def tune_run(
     job: TuneJob,
     *,
     checkpoint: str = "latest",
-    weights: Weights = "ema",
+    weights: str = "ema",
     accelerator: Accelerator,
     say: Callable[[str], object] = print,
 ) -> Outcome:
@@ -91,29 +91,30 @@ def tune_run(
     if run_dir.resolve() not in folder.resolve().parents:
         raise ValueError(f"{folder} is no checkpoint of {run_dir}; tune the run that it belongs to")
     device = accelerator.device
-    flow = load_flow(config, folder / WEIGHT_FILES[weights], device=device)
+    flow = load_flow(config, weights_file(folder, weights), device=device)
     job.guidance.check(flow)
     cost = network_calls(job.guidance, flow.path)
     among = candidates(job.nfe, path=flow.path, kinds=job.on_trajectories, cost=cost)
     require_writable(run_dir)
     read_entries(run_dir)  # a damaged file is refused now rather than after the work
     assert flow.shape is not None
+    assert flow.decoded_shape is not None
     scores = None
     if job.judge == "samples":
         conditional = flow.num_classes is not None
         scores = prepare(
-            Request(), flow.shape, config, accelerator, conditional=conditional, say=say
+            Request(), flow.decoded_shape, config, accelerator, conditional=conditional, say=say
         )
     x0 = noise(range(3 * job.samples), flow.shape, stream=job.stream).to(device)
-    label = _labels(len(x0), flow.num_classes, job.stream)
-    label = label.to(device) if label is not None else None
+    dealt = usual_conditions(flow, config.data, max(len(x0), job.judged))
+    cond = (dealt if others_of(flow) else _shuffled(flow.num_classes, job))(range(len(x0)), device)
     bar = _Progress()
     try:
         found = tune(
             job.guidance.around(flow, path=flow.path),
             x0,
             job.nfe,
-            label,
+            cond,
             path=flow.path,
             among=among,
             cost=cost,
@@ -127,7 +128,8 @@ def tune_run(
     _check_reference(found)
     outcome = Outcome(found)
     if scores is not None:
-        judged = judge(flow, contenders(found, job, cost), job, cost, scores, accelerator)
+        among_all = contenders(found, job, cost)
+        judged = judge(flow, among_all, job, cost, scores, accelerator, dealt=dealt)
         outcome = Outcome(found, tuple(judged), scores.primary)
     facts = model_facts(run_dir, folder, weights)
     record = _record(job, outcome, facts, clamped=_is_images(flow))
@@ -135,12 +137,12 @@ def tune_run(
     return outcome
 
 
-def _labels(count: int, classes: int | None, stream: int) -> Tensor | None:
+def _shuffled(classes: int | None, job: TuneJob) -> Dealt:
     """All classes in a random order, over and over: of many classes, any part sees a mixture."""
     if classes is None:
-        return None
-    order = torch.randperm(classes, generator=keyed_generator("tuned classes", stream))
-    return order[torch.arange(count) % classes]
+        return Dealt({})
+    order = torch.randperm(classes, generator=keyed_generator("tuned classes", job.stream))
+    return Dealt({"label": order})
 
 
 def _check_reference(found: Tuned) -> None:
@@ -219,7 +221,8 @@ class _Progress:
 
 
 def _is_images(flow: Flow) -> bool:
-    return flow.shape is not None and len(flow.shape) == 3
+    """Whether samples lie in [-1, 1]; latents do not."""
+    return flow.shape is not None and len(flow.shape) == 3 and flow.decoder is None
 
 
 def _refuse_checkpoint(run_dir: Path) -> None:
