@@ -1,6 +1,7 @@
 """What each part of the recipe is worth: one change at a time, at an equal number of images.
 
-    python benchmarks/ablations.py --data DIR [--only GROUP ...] [--seeds 3] [--images 24000]
+    python benchmarks/ablations.py --data DIR [--only GROUP ...] [--seeds 3] [--images 16000]
+    python benchmarks/ablations.py --data DIR --size 28 --images 48000 [--only GROUP ...]
     python benchmarks/ablations.py --table
 
 Each line of `VARIANTS` changes one thing of `BASE`, MNIST at 14x14. It is trained from several
@@ -36,6 +37,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/ablations.jsonl"
 TABLES = ROOT / "docs/ablations.md"
 METRIC = "fd_data_excess"
+OWN = "decay0.99"
+BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
 BASE: dict[str, Any] = {
     "data": {"kind": "mnist", "image_size": 14},
@@ -50,14 +53,17 @@ BASE: dict[str, Any] = {
     },
     "loss": {"kind": "flow_matching", "time": {"kind": "logit_normal"}, "label_dropout": 0.1},
     "train": {
-        "images": 24_000,
+        "images": 16_000,
         "batch": 64,
         "lr": 1e-3,
-        "schedule": {"kind": "cosine", "warmup_images": 3200},
+        "schedule": {"kind": "cosine", "warmup_images": 1600},
         "ema": {"kind": "exponential", "decay": 0.99},
         "save_every_steps": None,
     },
 }
+
+LEVELS = {14: "[1,2]", 28: "[1,2,2]"}
+"""Multipliers of the U-Net's channels by the size of the images: its last level is 7x7."""
 
 AUGMENT = [
     "train.augment={kind: geometric, flip_x: 0, flip_y: 0, probability: 0.12}",
@@ -124,7 +130,7 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "constant": ["train.schedule.kind=constant"],
         "linear": ["train.schedule.kind=linear"],
         "inverse square root": [
-            "train.schedule={kind: inverse_sqrt, reference_images: 6400, warmup_images: 3200}"
+            "train.schedule={kind: inverse_sqrt, reference_images: 3200, warmup_images: 1600}"
         ],
     },
     "batch": {
@@ -152,8 +158,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with mnist/")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="groups; all without")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=24_000, help="training images of each run")
-    parser.add_argument("--samples", type=int, default=2000, help="samples of each evaluation")
+    parser.add_argument("--size", type=int, default=14, choices=list(LEVELS), help="of an image")
+    parser.add_argument("--images", type=int, default=16_000, help="training images of each run")
+    parser.add_argument("--samples", type=int, default=1000, help="samples of each evaluation")
     parser.add_argument("--worker", default="0/1", metavar="K/N", help="make only each Nth run")
     parser.add_argument("--work", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -170,21 +177,28 @@ def main() -> None:
         for group in groups
         for name in VARIANTS[group]
     ]
-    done = {(r["group"], r["variant"], r["seed"], r["images"]) for r in rows_of(args.out)}
+    settings = (args.size, args.images)
+    done = {
+        (r["group"], r["variant"], r["seed"])
+        for r in rows_of(args.out)
+        if (r["size"], r["asked_images"]) == settings
+    }
     scores = None
     for group, name, seed in runs[worker::workers]:
-        if (group, name, seed, args.images) in done:
+        if (group, name, seed) in done:
             continue
         config = config_of(group, name, seed, args)
         if scores is None:
             scores = scores_of(config)
         for row in run(config, scores, args.work / f"worker{worker}", args.samples):
-            record({"group": group, "variant": name, "seed": seed, **row}, args.out)
+            key = {"group": group, "variant": name, "seed": seed, "asked_images": args.images}
+            record({**key, **row}, args.out)
 
 
 def config_of(group: str, name: str, seed: int, args: argparse.Namespace) -> Config:
     """The config of a run."""
     overrides = [f"data.root={args.data}", f"train.seed={seed}", f"train.images={args.images}"]
+    overrides += [f"data.image_size={args.size}", f"network.multipliers={LEVELS[args.size]}"]
     if group == "base":
         overrides.append(f"train.ema={json.dumps(AVERAGES)}")
     return parse_config(BASE, [*overrides, *VARIANTS[group][name]])
@@ -215,6 +229,7 @@ def run(config: Config, scores: Scores, folder: Path, samples: int) -> Iterator[
         yield {
             "average": name,
             "images": trainer.images,
+            "size": config.data.shape[-1],
             "samples": samples,
             "solver": "heun:5",
             "parameters": sum(p.numel() for p in flow.parameters()),
@@ -230,8 +245,57 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def write_tables(path: Path) -> None:
-    """Put the tables into the page, between its marks."""
-    raise NotImplementedError
+    """Put the tables of the rows into the page, between its marks."""
+    before, found, rest = TABLES.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not found or not end:
+        raise SystemExit(f"{TABLES} has no place for tables: {BEGIN} ... {END}")
+    tables = "\n\n".join(table_of(rows) for rows in by_images(rows_of(path)))
+    TABLES.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+
+
+def by_images(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows of as many training images and pixels each, in the order in which they came."""
+    kinds: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault((row["asked_images"], row["size"]), []).append(row)
+    return list(kinds.values())
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """One table: a line a variant, its distances from all seeds, and their ratio to the base."""
+    names = {(r["group"], r["variant"], r["average"]): None for r in rows}
+    base = distances(rows, "base", "base", OWN)
+    first = rows[0]
+    lines = [
+        f"**MNIST at {first['size']}x{first['size']}, {first['asked_images']:,} training images**",
+        "",
+        "| part | variant | distance | over the base's | parameters | MFLOP |",
+        "|---|---|---|---|---|---|",
+    ]
+    for group, variant, average in names:
+        values = distances(rows, group, variant, average)
+        row = next(r for r in rows if (r["group"], r["variant"]) == (group, variant))
+        shown = variant if average == OWN or group != "base" else f"average: {average}"
+        ratio = statistics.mean(values) / statistics.mean(base)
+        apart = "" if min(values) <= max(base) and max(values) >= min(base) else " *"
+        cells = [
+            group,
+            shown,
+            f"{statistics.mean(values):.3g} ({', '.join(f'{v:.3g}' for v in values)})",
+            f"{ratio:.2f}{apart}",
+            f"{row['parameters']:,}",
+            f"{row['forward_flops'] / 1e6:,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def distances(rows: list[dict[str, Any]], group: str, variant: str, average: str) -> list[float]:
+    """The distances of a variant, by seed."""
+    wanted = (group, variant, average)
+    found = [r for r in rows if (r["group"], r["variant"], r["average"]) == wanted]
+    return [r["metrics"][METRIC] for r in sorted(found, key=lambda r: r["seed"])]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from flowmatch import augmentation as augmentation
     from flowmatch import couplings as couplings
     from flowmatch import data as data
     from flowmatch import editing as editing
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from flowmatch.tuning import tune as tune
 
 _ROOMS = (
+    "augmentation",
     "couplings",
     "data",
     "editing",

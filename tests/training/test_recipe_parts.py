@@ -3,11 +3,11 @@
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from test_trainer import assert_same_bits, weights
 
 from flowmatch.config import load_config
 from flowmatch.runs import build_trainer
 from flowmatch.training.checkpoint import read_state
-from test_trainer import assert_same_bits, weights
 
 TOLD = "network.conditions={augment: {kind: vector, dim: 9, when_absent: zero}}"
 PARTS = {

@@ -202,9 +202,10 @@ class Trainer:
         if self.step not in self.state.skipped:
             self._update()
         self.state.advance(config.batch)
+        self.averages.update(self.step, batch=config.batch, images=self.images)
 
     def _update(self) -> None:
-        """Move the weights by the gradients of the step, and the averages after them."""
+        """Move the weights by the gradients of the step."""
         config = self.config
         most = math.inf if config.max_grad_norm is None else config.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), most)
@@ -215,8 +216,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=self.device.type != "cpu")
         if self.learned is not None and self.learned.density is not None:
             self.learned.density.update(functools.partial(self.accelerator.reduce, reduction="sum"))
-        step, images = self.step + 1, self.images + config.batch
-        self.averages.update(step, batch=config.batch, images=images)
 
     def _log(self, tracker: Tracker) -> None:
         metrics = self._meter.read(self.images, self._require_good())
