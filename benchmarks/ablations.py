@@ -62,8 +62,12 @@ BASE: dict[str, Any] = {
     },
 }
 
-LEVELS = {14: "[1,2]", 28: "[1,2,2]"}
-"""Multipliers of the U-Net's channels by the size of the images: its last level is 7x7."""
+SIZES = {
+    8: ["data={kind: digits, image_size: 8}", "network.attention_resolutions=[4]"],
+    14: ["data.image_size=14"],
+    28: ["data.image_size=28", "network.multipliers=[1,2,2]"],
+}
+"""What suits the size of the images: MNIST, or the digits of scikit-learn at 8x8."""
 
 AUGMENT = [
     "train.augment={kind: geometric, flip_x: 0, flip_y: 0, probability: 0.12}",
@@ -158,7 +162,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with mnist/")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="groups; all without")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=14, choices=list(LEVELS), help="of an image")
+    parser.add_argument("--size", type=int, default=14, choices=list(SIZES), help="of an image")
     parser.add_argument("--images", type=int, default=16_000, help="training images of each run")
     parser.add_argument("--samples", type=int, default=1000, help="samples of each evaluation")
     parser.add_argument("--worker", default="0/1", metavar="K/N", help="make only each Nth run")
@@ -197,8 +201,9 @@ def main() -> None:
 
 def config_of(group: str, name: str, seed: int, args: argparse.Namespace) -> Config:
     """The config of a run."""
-    overrides = [f"data.root={args.data}", f"train.seed={seed}", f"train.images={args.images}"]
-    overrides += [f"data.image_size={args.size}", f"network.multipliers={LEVELS[args.size]}"]
+    overrides = [*SIZES[args.size], f"train.seed={seed}", f"train.images={args.images}"]
+    if args.size != 8:
+        overrides.append(f"data.root={args.data}")
     if group == "base":
         overrides.append(f"train.ema={json.dumps(AVERAGES)}")
     return parse_config(BASE, [*overrides, *VARIANTS[group][name]])
@@ -268,7 +273,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     base = distances(rows, "base", "base", OWN)
     first = rows[0]
     lines = [
-        f"**MNIST at {first['size']}x{first['size']}, {first['asked_images']:,} training images**",
+        f"**{first['size']}x{first['size']}, {first['asked_images']:,} training images**",
         "",
         "| part | variant | distance | over the base's | parameters | MFLOP |",
         "|---|---|---|---|---|---|",

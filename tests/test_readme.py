@@ -16,7 +16,7 @@ from test_processes import ENVIRONMENT, run
 ROOT = Path(__file__).parents[1]
 SHORT = (
     "train.steps=4 train.images=null train.batch=8 train.sample_every_steps=4"
-    " train.samples=4 network.channels=8 network.heads=2 sample.solver.steps=2"
+    " train.samples=4 network.channels=8 network.blocks=1 network.heads=2 sample.solver.steps=2"
     " train.evaluate_samples=20 train.post_hoc=null train.sample_every_images=null"
     " train.save_every_images=null train.precision=fp32"
 )
@@ -115,7 +115,9 @@ def test_the_commands_of_the_documentation(document, workplace, trained, flowmat
     do(document, flowmatch)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/extending.md", "docs/sampling.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/extending.md", "docs/sampling.md", "docs/training.md"]
+)
 def test_the_python_of_the_documentation(document, tmp_path, monkeypatch, trained):
     AcceleratorState._reset_state(reset_partial_state=True)
     (tmp_path / "runs").mkdir()
@@ -134,7 +136,18 @@ def test_links_and_pictures_exist():
             assert target.startswith("http") or (folder / target).exists(), target
 
 
+TINY_RUN = ["--images", "32", "--samples", "20"]
 SCRIPTS = {
+    "benchmarks/ablations.py": [
+        "--size",
+        "8",
+        "--only",
+        "draws",
+        "--images",
+        "32",
+        "--samples",
+        "20",
+    ],
     "examples/toys.py": ["--steps", "5"],
     "benchmarks/train_step.py": ["--rounds", "2", "--batch", "2"],
     "benchmarks/sampler.py": ["--rounds", "2", "--batch", "2", "--steps", "2", "--loop-steps", "4"],
@@ -152,9 +165,11 @@ def test_every_script_is_run():
 
 
 @pytest.mark.parametrize(("script", "short"), SCRIPTS.items(), ids=SCRIPTS.keys())
-def test_the_scripts_run(script, short, tmp_path):
+def test_the_scripts_run(script, short, tmp_path, fitted_cache):
     draws = script.startswith(("examples/", "benchmarks/draw"))
     out = tmp_path / ("out.png" if draws else "out.jsonl")
-    done = run(sys.executable, ROOT / script, *short, "--out", out)
+    environment = {**ENVIRONMENT, "FLOWMATCH_CACHE": str(fitted_cache)}
+    words = (sys.executable, ROOT / script, *short, "--out", out)
+    done = run(*words, environment=environment)
     assert done.returncode == 0, done.stderr
     assert out.stat().st_size > 0
