@@ -136,18 +136,9 @@ def test_links_and_pictures_exist():
             assert target.startswith("http") or (folder / target).exists(), target
 
 
-TINY_RUN = ["--images", "32", "--samples", "20"]
+FEW = ["--images", "32", "--samples", "20"]
 SCRIPTS = {
-    "benchmarks/ablations.py": [
-        "--size",
-        "8",
-        "--only",
-        "draws",
-        "--images",
-        "32",
-        "--samples",
-        "20",
-    ],
+    "benchmarks/ablations.py": ["--size", "8", "--only", "draws", "--seeds", "1", *FEW],
     "examples/toys.py": ["--steps", "5"],
     "benchmarks/train_step.py": ["--rounds", "2", "--batch", "2"],
     "benchmarks/sampler.py": ["--rounds", "2", "--batch", "2", "--steps", "2", "--loop-steps", "4"],

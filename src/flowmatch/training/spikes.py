@@ -80,9 +80,7 @@ def second_spike(spike: Spike, first: Spike, good: Path | None) -> str:
         if good is not None
         else "no checkpoint was written yet; lower train.lr, or look at the data"
     )
-    return (
-        f"{spike}; the run was already sent back once, as {first}. {hint[0].upper()}{hint[1:]}"
-    )
+    return f"{spike}; the run was already sent back once, as {first}. {hint[0].upper()}{hint[1:]}"
 
 
 class SpikeWatch:
