@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from flowmatch.config import Config
 from flowmatch.data import Dataset, Latent, decoded_data, shape_of
-from flowmatch.losses.flow_matching import KEPT
-from flowmatch.networks.conditions import Condition, Vector
+from flowmatch.networks.conditions import AUGMENT, Condition, Vector
 
 
 def check_names(config: Config) -> None:
@@ -27,6 +26,11 @@ def check_names(config: Config) -> None:
             f" {known}; say where the values are in data.conditions.{missing[0]}, or leave it out"
         )
     _check_augmentation(config)
+    if config.loss.label_dropout and config.network.num_classes is None and not _wanted(config):
+        raise ValueError(
+            f"loss.label_dropout is {config.loss.label_dropout:g}, but the network takes no"
+            " condition that could be dropped; set it to 0, or set network.num_classes"
+        )
 
 
 def check_conditions(config: Config, dataset: Dataset) -> None:
@@ -85,7 +89,7 @@ def _check_augmentation(config: Config) -> None:
 def _wanted(config: Config) -> dict[str, Condition]:
     """The network's conditions that must come from the data; augmentation tells its own."""
     found: Mapping[str, Condition] = getattr(config.network, "conditions", {})
-    return {name: condition for name, condition in found.items() if name not in KEPT}
+    return {name: condition for name, condition in found.items() if name != AUGMENT}
 
 
 def _in_words(shape: tuple[int | None, ...]) -> str:

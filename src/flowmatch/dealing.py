@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmatch.data import ConditionedImages, DataConfig, Values, decoded_data, rows_of
 from flowmatch.flow import Flow
-from flowmatch.losses.flow_matching import KEPT
+from flowmatch.networks.conditions import AUGMENT, LABEL
 from flowmatch.tensors import send
 
 
@@ -46,7 +46,7 @@ class Dealt:
 
 def others_of(flow: Flow) -> list[str]:
     """The names of a flow's conditions besides the class, without that of augmentation."""
-    return [name for name in flow.nulls if name != "label" and name not in KEPT]
+    return [name for name in flow.nulls if name not in (LABEL, AUGMENT)]
 
 
 def classes_dealt(num_classes: int | None) -> Dealt:

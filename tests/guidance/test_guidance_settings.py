@@ -106,7 +106,7 @@ def test_check():
     Guidance().check(plain)
     Guidance(scale=2.0).check(conditional)
     Guidance(scale=2.0).check(plain, weak=Flow(MLP(2, width=8), shape=(2,)))
-    with pytest.raises(ValueError, match=r"scale 2\.0 needs a class-conditional model"):
+    with pytest.raises(ValueError, match=r"scale 2\.0 needs a conditional model"):
         Guidance(scale=2.0).check(plain)
     with pytest.raises(ValueError, match="number of classes is None"):
         Guidance(scale=2.0).check(conditional, weak=plain)

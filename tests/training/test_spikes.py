@@ -26,6 +26,17 @@ def test_a_loss_far_above_the_usual_is_a_spike():
     assert (spike.step, str(spike)) == (62, "the loss jumped to 10.5, from about 1 at step 63")
 
 
+def test_losses_that_jump_by_themselves_are_no_spikes():
+    """Of small batches, whose mean losses have a heavy tail (cubed Cauchy-like here: t with 3 dof)."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(20_000, 4, generator=generator)
+    losses = 0.1 + (normal[:, 0] / normal[:, 1:].square().mean(1).sqrt()).square()
+    watch = SpikeWatch(5.0, check_gradients=True)
+    assert watch.look(steps(losses.tolist()[:2000])) is None
+    assert max(losses[:2000]) > 20 * losses[:2000].median()
+    assert watch.look(steps([1e5], start=2000)).step == 2000
+
+
 def test_the_first_losses_are_compared_with_nothing():
     watch = SpikeWatch(10.0, check_gradients=True)
     assert watch.look(steps([1.0] * 49 + [1000.0])) is None

@@ -21,6 +21,7 @@ from flowmatch.guidance.scales import (
     check_interval,
     check_scale,
 )
+from flowmatch.networks.conditions import AUGMENT
 from flowmatch.paths import AffinePath
 
 Method = Literal["cfg", "cfg_zero", "apg"]
@@ -111,10 +112,10 @@ class Guidance(Component):
         if weak is not None:
             self._check_method()
             check_weak(flow, weak)
-        elif not self.off and not flow.nulls:
+        elif not self.off and not flow.nulls.keys() - {AUGMENT}:
             raise ValueError(
-                f"guidance scale {self.scale} needs a class-conditional model, but this one takes"
-                " no label; set the scale to 1, or give a weak model for autoguidance"
+                f"guidance scale {self.scale} needs a conditional model, but this one takes no"
+                " condition; set the scale to 1, or give a weak model for autoguidance"
             )
 
     def around(self, field: Field, *, path: AffinePath, weak: Field | None = None) -> Field:

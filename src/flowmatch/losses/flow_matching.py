@@ -19,15 +19,13 @@ from flowmatch.losses.weighting import (
     Uncertainty,
     WeightingConfig,
 )
+from flowmatch.networks.conditions import AUGMENT
 from flowmatch.paths import Predicted, Prediction
 from flowmatch.tensors import expand_like
 from flowmatch.times import LearnedDensity, TimeConfig, Uniform, adaptive_part
 
 _INSIDE = 1e-5
 """How far from the ends weights are taken, where they may be infinite or 0/0."""
-
-KEPT = ("augment",)
-"""Conditions that dropout leaves alone: they say what was done to the datum."""
 
 
 class SampleLosses(NamedTuple):
@@ -220,7 +218,7 @@ class FlowMatching(Component):
         """Conditions with those of some samples replaced by their nulls."""
         if cond is None or self.label_dropout == 0:
             return cond
-        given = {name: value for name, value in cond.items() if name not in KEPT}
+        given = {name: value for name, value in cond.items() if name != AUGMENT}
         if not given:
             return cond
         if not flow.nulls:

@@ -27,6 +27,9 @@ ABSENT = math.nan
 LABEL = "label"
 """The name of the class in a `cond`."""
 
+AUGMENT = "augment"
+"""The name of what was done to a datum: no wish, so it is neither dropped nor guided towards."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Condition(Component, ABC):

@@ -39,8 +39,9 @@ class TrainConfig(Component):
         augment: how training images are moved; the network is told by its condition `augment`.
         precision: "fp32", "bf16", or "fp16" with a loss scaler (GPU only).
         max_grad_norm: gradients are clipped to this global norm; None leaves them.
-        spike_factor: a loss above so many times the usual one sends the run back to its last
-            checkpoint, once, and leaves that batch out; None does so only for NaN and infinity.
+        spike_factor: a loss above so many times the usual one, and far above its noise, sends the
+            run back to its last checkpoint, once, and leaves that batch out; None does so only for
+            NaN and infinity.
         seed: everything random in the run follows from it.
         workers: processes that decode images of data sets that do not fit in memory.
         memory_format: layout of image networks and batches; "auto" is channels_last on a GPU and
@@ -70,7 +71,7 @@ class TrainConfig(Component):
     augment: AugmentationConfig | None = None
     precision: Precision = "fp32"
     max_grad_norm: float | None = 1.0
-    spike_factor: float | None = 10.0
+    spike_factor: float | None = 5.0
     seed: int = 0
     workers: int = 4
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"

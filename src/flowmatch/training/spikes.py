@@ -14,6 +14,7 @@ from flowmatch.training.tracking import Tracker
 
 _REMEMBERED = 200
 _FEWEST = 50
+_ABOVE_NOISE = 10
 
 
 class Step(NamedTuple):
@@ -84,11 +85,14 @@ def second_spike(spike: Spike, first: Spike, good: Path | None) -> str:
 
 
 class SpikeWatch:
-    """Compares each step's loss with the median of the 200 before it.
+    """Compares each step's loss with the 200 before it.
+
+    A spike is above `factor` times their median, and ten times further above the largest of them
+    than that is above the median: small batches have losses that jump by themselves.
 
     Args:
-        factor: a loss above so many times the median is a spike; None looks for numbers that are
-            not finite alone. No loss is a spike before 50 others are known.
+        factor: see above; None looks for numbers that are not finite alone. No loss is a spike
+            before 50 others are known.
         check_gradients: whether a gradient that is not finite is a spike. A loss scaler skips such
             steps by itself.
     """
@@ -122,7 +126,8 @@ class SpikeWatch:
             return "the gradient became NaN or infinite"
         if self._factor is None or len(self._losses) < _FEWEST:
             return None
-        usual = median(self._losses)
-        if step.loss > self._factor * usual:
+        usual, largest = median(self._losses), max(self._losses)
+        beyond_noise = largest + _ABOVE_NOISE * (largest - usual)
+        if step.loss > max(self._factor * usual, beyond_noise):
             return f"the loss jumped to {step.loss:.4g}, from about {usual:.4g}"
         return None
