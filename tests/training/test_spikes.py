@@ -27,7 +27,7 @@ def test_a_loss_far_above_the_usual_is_a_spike():
 
 
 def test_losses_that_jump_by_themselves_are_no_spikes():
-    """Of small batches, whose mean losses have a heavy tail (cubed Cauchy-like here: t with 3 dof)."""
+    """As those of small batches may: here squares of Student's t with 3 degrees of freedom."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(20_000, 4, generator=generator)
     losses = 0.1 + (normal[:, 0] / normal[:, 1:].square().mean(1).sqrt()).square()
