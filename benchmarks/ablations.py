@@ -51,6 +51,7 @@ BASE: dict[str, Any] = {
         "scale_shift": True,
         "num_classes": 10,
     },
+    "predict": "x1",
     "loss": {"kind": "flow_matching", "time": {"kind": "logit_normal"}, "label_dropout": 0.1},
     "train": {
         "images": 16_000,
@@ -76,6 +77,29 @@ AUGMENT = [
 
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "base": {"base": []},
+    "prediction and loss space": {
+        "velocity, velocity loss": ["predict=velocity"],
+        "x1, x1 loss": ["loss.space=x1"],
+        "x0, velocity loss": ["predict=x0"],
+        "EDM preconditioned, velocity loss": ["predict={kind: edm, sigma_data: 0.9}"],
+        "EDM preconditioned, own loss": [
+            "predict={kind: edm, sigma_data: 0.9}",
+            "loss.space=prediction",
+        ],
+    },
+    "optimizer": {
+        "AdamW, 5e-4": ["train.lr=5e-4"],
+        "AdamW, 2e-3": ["train.lr=2e-3"],
+        "AdamW, 4e-3": ["train.lr=4e-3"],
+        "Muon, 1e-3": ["train.optimizer.kind=muon"],
+        "Muon, 3e-3": ["train.optimizer.kind=muon", "train.lr=3e-3"],
+        "Muon, 1e-2": ["train.optimizer.kind=muon", "train.lr=1e-2"],
+    },
+    "batch": {
+        "16": ["train.batch=16"],
+        "32": ["train.batch=32"],
+        "128": ["train.batch=128"],
+    },
     "time density": {
         "uniform": ["loss.time.kind=uniform"],
         "logit-normal, mean -0.5": ["loss.time.mean=-0.5"],
@@ -88,16 +112,6 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "adaptive": ["loss.time={kind: adaptive, of: {kind: logit_normal}}"],
     },
     "draws": {"stratified": ["loss.time={kind: stratified, of: {kind: logit_normal}}"]},
-    "prediction and loss space": {
-        "x1, velocity loss": ["predict=x1"],
-        "x1, x1 loss": ["predict=x1", "loss.space=x1"],
-        "x0, velocity loss": ["predict=x0"],
-        "EDM preconditioned, own loss": [
-            "predict={kind: edm, sigma_data: 0.9}",
-            "loss.space=prediction",
-        ],
-        "EDM preconditioned, velocity loss": ["predict={kind: edm, sigma_data: 0.9}"],
-    },
     "weighting": {
         "min-SNR 5": ["loss.weighting.kind=min_snr"],
         "EDM": ["loss.weighting={kind: edm, sigma_data: 0.9}"],
@@ -107,13 +121,6 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "pseudo-Huber 0.1": ["loss.distance={kind: pseudo_huber, c: 0.1}"],
     },
     "augmentation": {"geometric 0.12": AUGMENT},
-    "optimizer": {
-        "AdamW, 5e-4": ["train.lr=5e-4"],
-        "AdamW, 2e-3": ["train.lr=2e-3"],
-        "Muon, 1e-3": ["train.optimizer.kind=muon"],
-        "Muon, 2e-3": ["train.optimizer.kind=muon", "train.lr=2e-3"],
-        "Muon, 4e-3": ["train.optimizer.kind=muon", "train.lr=4e-3"],
-    },
     "network": {
         "DDPM++": ["network.kind=ddpmpp", "network.channels=30", "network.dropout=0"],
         "EDM2, 1e-2": [
@@ -137,22 +144,17 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
             "train.schedule={kind: inverse_sqrt, reference_images: 3200, warmup_images: 1600}"
         ],
     },
-    "batch": {
-        "16": ["train.batch=16"],
-        "32": ["train.batch=32"],
-        "128": ["train.batch=128"],
-    },
 }
 """Groups of variants: overrides of `BASE` by name."""
 
 AVERAGES = [
     {"decay": 0.99},
-    {"kind": "power", "std": 0.01},
+    {"decay": 0.9999},
+    {"halflife_images": 1000, "warmup": "none"},
+    {"halflife_images": 4000, "warmup": "none"},
     {"kind": "power", "std": 0.05},
     {"kind": "power", "std": 0.1},
-    {"kind": "power", "std": 0.15},
-    {"decay": 0.999},
-    {"decay": 0.9999},
+    {"kind": "power", "std": 0.2},
 ]
 """Averages of the base run's weights, all of the same training; "model" is none."""
 
