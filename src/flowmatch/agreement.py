@@ -71,12 +71,17 @@ def _check_augmentation(config: Config) -> None:
     if augment is None:
         raise ValueError(
             "network.conditions has augment, but nothing is augmented; set train.augment, or leave"
-            " the condition out"
+            " the condition out (network.conditions={} empties them)"
         )
     if len(config.data.shape) != 3 or isinstance(config.data, Latent):
         raise ValueError(
             f"train.augment moves images, but the data are {config.data.kind} of shape"
             f" {config.data.shape}; leave it out"
+        )
+    if augment.flip_x and getattr(config.data, "flip", False):
+        raise ValueError(
+            "data.flip mirrors images without telling the network, and train.augment does so"
+            " besides; set data.flip=false, or train.augment.flip_x=0"
         )
     wanted = Vector(dim=augment.dim, when_absent="zero")
     if told != wanted:

@@ -127,7 +127,8 @@ def parse_config(
 def _override(config: DictConfig, override: str) -> list[str]:
     """Apply one `key.path=value`, and name the keys that it sets.
 
-    A mapping joins the one that is there; anything else takes the place of what is there.
+    A mapping joins the one that is there, unless it is empty; anything else takes the place of what
+    is there.
     """
     key, sign, text = override.partition("=")
     if not sign or not key:
@@ -138,8 +139,10 @@ def _override(config: DictConfig, override: str) -> list[str]:
     if isinstance(OmegaConf.select(config, ".".join(above)), ListConfig) and not last.isdecimal():
         name = ".".join(above)
         raise ValueError(f"{key}: {name} is a list; name one of its items, e.g. {name}.0.{last}")
-    both = isinstance(value, dict) and isinstance(OmegaConf.select(config, key), DictConfig)
-    OmegaConf.update(config, key, value, merge=both)
+    both = (
+        value and isinstance(value, dict) and isinstance(OmegaConf.select(config, key), DictConfig)
+    )
+    OmegaConf.update(config, key, value, merge=bool(both))
     return [*flat(value, key)]
 
 
@@ -257,9 +260,13 @@ def _walk(loc: Sequence[str | int], root: Any) -> tuple[list[str], Any]:
 def _members(kind: Any) -> list[Any]:
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
-    if get_origin(kind) in (Union, types.UnionType):
-        return [m for m in get_args(kind) if m is not type(None)]
-    return [kind]
+    if get_origin(kind) not in (Union, types.UnionType):
+        return [kind]
+    members: list[Any] = []
+    for member in get_args(kind):
+        nested = get_origin(member) is Annotated and not _tags(member)
+        members += _members(member) if nested else [member]
+    return [m for m in members if m is not type(None)]
 
 
 def _is_component(member: Any) -> bool:
@@ -267,10 +274,13 @@ def _is_component(member: Any) -> bool:
 
 
 def _tag(member: Any) -> Any:
-    named = [m.tag for m in getattr(member, "__metadata__", ()) if isinstance(m, Tag)]
-    if named:
-        return named[0]
+    if tags := _tags(member):
+        return tags[0]
     return getattr(member, "kind", None) if _is_component(member) else None
+
+
+def _tags(member: Any) -> list[str]:
+    return [m.tag for m in getattr(member, "__metadata__", ()) if isinstance(m, Tag)]
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

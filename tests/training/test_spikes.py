@@ -61,7 +61,7 @@ def test_steps_are_looked_at_once():
     first = steps([1.0] * 60)
     watch.look(first)
     assert watch.look([*first, *steps([1.5], start=60)]) is None
-    watch.forget()
+    watch.restore(())
     assert watch.look(steps([50.0])) is None
 
 

@@ -86,6 +86,7 @@ def train(
         say(f"stopped at step {result.step:,} as asked; go on with: train -e {run_dir} --resume")
     if (last := result.evaluation) is not None:
         say(f"last evaluation: {last.primary} {last.value:.4g} | {last.protocol}")
-        say(f"best of those on the way: step {result.best_step:,}, kept as ckpt/best")
+        if result.best_step is not None:
+            say(f"best of those on the way: step {result.best_step:,}, kept as ckpt/best")
     say(f"checkpoint: {result.checkpoint}")
     accelerator.end_training()

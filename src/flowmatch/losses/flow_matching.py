@@ -24,8 +24,10 @@ from flowmatch.paths import Predicted, Prediction
 from flowmatch.tensors import expand_like
 from flowmatch.times import LearnedDensity, TimeConfig, Uniform, adaptive_part
 
-_INSIDE = 1e-5
-"""How far from the ends weights are taken, where they may be infinite or 0/0."""
+_INSIDE = 1e-4
+"""How far from the ends losses are taken: there, targets and weights may have no bound."""
+
+_MOST_SCALED = 1e6
 
 
 class SampleLosses(NamedTuple):
@@ -172,19 +174,23 @@ class FlowMatching(Component):
     def per_sample(
         self, flow: Flow, x0: Tensor, x1: Tensor, t: Tensor, cond: Cond | None = None
     ) -> Tensor:
-        """The loss of each sample at a given time: [B]."""
+        """The loss of each sample at a given time, at least 1e-4 from the ends: [B]."""
+        t = t.clamp(_INSIDE, 1 - _INSIDE)
         xt = flow.path.xt(x0, x1, t)
         prediction = flow.prediction(xt, t, cond)
         error = prediction.to(x1.dtype) - flow.path.target(x0, x1, t, flow.predict)
         if isinstance(self.distance, Squared):
             return self.weight(flow, t) * self.distance(error)
-        scale, factor = self._scale(flow, t), self._factor(flow, t)
-        bound = (self.max_weight / (scale**2 * factor)).clamp(max=1)
-        return bound * factor * self.distance(expand_like(scale, error) * error)
+        scale = self._scale(flow, t).clamp(max=_MOST_SCALED).to(error.dtype)
+        count = self.weight(flow, t) / scale**2  # w(t), within the bound
+        return count * self.distance(expand_like(scale, error) * error)
 
     def weight(self, flow: Flow, t: Tensor) -> Tensor:
         """`s(t)^2 w(t)`: what a squared error of `flow.predict` counts.  [B] -> [B]"""
-        return (self._scale(flow, t) ** 2 * self._factor(flow, t)).clamp(max=self.max_weight)
+        wide = t if t.device.type == "mps" else t.double()  # powers of 1/t overflow float32
+        wide = wide.clamp(_INSIDE, 1 - _INSIDE)
+        found = self._scale(flow, wide) ** 2 * self.weighting(flow.path, wide)
+        return found.clamp(max=self.max_weight).to(t.dtype)
 
     def _scale(self, flow: Flow, t: Tensor) -> Tensor:
         """`s(t)`: an error of `flow.predict` as one of `space`."""
@@ -192,12 +198,7 @@ class FlowMatching(Component):
         to: Predicted = flow.predict if space == "prediction" else space
         if to == flow.predict:
             return torch.ones_like(t)
-        inside = t.clamp(_INSIDE, 1 - _INSIDE)
-        return flow.path.error_scale(inside, source=flow.predict, to=to)
-
-    def _factor(self, flow: Flow, t: Tensor) -> Tensor:
-        """`w(t)`."""
-        return self.weighting(flow.path, t.clamp(_INSIDE, 1 - _INSIDE))
+        return flow.path.error_scale(t, source=flow.predict, to=to)
 
     def _complete(self, learned: Learned | None) -> Learned:
         """What is learned, or an empty one.

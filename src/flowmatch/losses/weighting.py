@@ -143,7 +143,8 @@ class LearnedUncertainty(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """[B] -> [B]."""
         k = torch.arange(len(self.weight), device=t.device)
-        return torch.cos(math.pi * k * t[:, None]).to(self.weight.dtype) @ self.weight
+        # no matrix product, which autocast would round
+        return (torch.cos(math.pi * k * t[:, None]).to(self.weight.dtype) * self.weight).sum(1)
 
 
 WeightingConfig = Annotated[

@@ -21,8 +21,8 @@ from flowmatch.times.uniform import Uniform
 class Stratified(TimeDensity):
     """Another density, drawn once in each of B equally likely parts, B being the global batch.
 
-    One random number shifts an even grid of B numbers, dealt to the samples of the batch, and the
-    density bends them: t follows `of` exactly, and the mean over a batch varies less.
+    One random number turns an even circle of B numbers, dealt to the samples of the batch, and the
+    density bends them: each t alone follows `of` exactly, and the mean over a batch varies less.
 
     Args:
         of: the density.
@@ -50,7 +50,7 @@ class Stratified(TimeDensity):
 def even_numbers(start: int, stop: int, batch: int, offset: Tensor) -> Tensor:
     """Numbers of the rows `start:stop` of a batch, which hold one in each of its B parts of [0, 1).
 
-        u_i = (s i mod B + offset) / B
+        u_i = (s i / B + offset) mod 1
 
     The stride s spreads the rows of any slice of the batch over all of [0, 1), so that parts of it
     cost and weigh alike.
@@ -58,7 +58,8 @@ def even_numbers(start: int, stop: int, batch: int, offset: Tensor) -> Tensor:
     Args:
         start, stop: the slice.
         batch: rows of the global batch.
-        offset: one number in [0, 1), the same for all rows, a 0-d or [1] tensor.
+        offset: one number in [0, 1), the same for all rows, a 0-d or [1] tensor. It makes each
+            row's number uniform.
     Returns:
         [stop - start] in [0, 1), on the device and in the dtype of `offset`.
     """
@@ -66,4 +67,4 @@ def even_numbers(start: int, stop: int, batch: int, offset: Tensor) -> Tensor:
     while math.gcd(stride, batch) != 1:
         stride += 1
     place = torch.arange(start, stop, device=offset.device) * stride % batch
-    return below_one((place + offset) / batch)
+    return below_one((place / batch + offset) % 1)

@@ -23,6 +23,9 @@ from flowmatch.flow import Flow
 
 Module = TypeVar("Module", bound=nn.Module)
 
+_RAMP = 0.05
+"""Half-life over images so far of the "edm" warm-up.  Source: Karras et al. 2022, table 7."""
+
 WIDEST_STD = 12**-0.5
 """The relative standard deviation of the plain mean of all weights, the widest of the profiles."""
 
@@ -62,14 +65,16 @@ class Exponential(Profile):
             batch.
         warmup: what limits the decay early on, at update n = 1, 2, ...:
             "none"; "tensorflow-like": (1 + n) / (10 + n);
-            "crowsonkb": 1 - (1 + n / inv_gamma) ** -power.
+            "crowsonkb": 1 - (1 + n / inv_gamma) ** -power;
+            "edm": a half-life of at most a twentieth of the images so far, whatever the batch;
+            "auto": "edm" with `halflife_images`, else "crowsonkb".
         inv_gamma, power: of "crowsonkb", both > 0; power 3/4 suits shorter, 2/3 longer trainings.
     """
 
     kind: Literal["exponential"] = "exponential"
     decay: float = 0.9999
     halflife_images: float | None = None
-    warmup: Literal["none", "tensorflow-like", "crowsonkb"] = "crowsonkb"
+    warmup: Literal["auto", "none", "tensorflow-like", "crowsonkb", "edm"] = "auto"
     inv_gamma: float = 1.0
     power: float = 0.75
 
@@ -97,10 +102,15 @@ class Exponential(Profile):
         decay: float = self.decay
         if self.halflife_images is not None:
             decay = 0.5 ** (batch / self.halflife_images)
-        if self.warmup == "tensorflow-like":
+        warmup = self.warmup
+        if warmup == "auto":
+            warmup = "crowsonkb" if self.halflife_images is None else "edm"
+        if warmup == "tensorflow-like":
             return min(decay, (1 + update) / (10 + update))
-        if self.warmup == "crowsonkb":
+        if warmup == "crowsonkb":
             return min(decay, 1 - float((1 + update / self.inv_gamma) ** -self.power))
+        if warmup == "edm":
+            return min(decay, float(0.5 ** (batch / (_RAMP * images))))
         return decay
 
 

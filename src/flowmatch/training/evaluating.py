@@ -83,6 +83,7 @@ class Evaluations:
         """Go on from the records of a run and its best checkpoint; called on all processes."""
         if self._evaluate is None:
             return
+        self.last = self.best_step = self._last_step = self._best = None
         best = checkpoints.best() if tracker.active else None
         known = [tracker.last("evaluation"), read_evaluation(best) if best else None]
         broadcast_object_list(known)

@@ -10,6 +10,7 @@ section 3.2.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from flowmatch.training.snapshots import Snapshot, Snapshots, write_average
 
 WORST = 0.1
 """A mixture whose profile is off by more than this is refused."""
+MOST_GAIN = 20.0
+"""Rounding to 11 bits, multiplied by more than this, is no longer small beside an average."""
 _SINGULAR = 1e-13
 """Directions with less than this share of the largest eigenvalue are rounding errors."""
 
@@ -66,6 +69,11 @@ class Mixture:
 
     coefficients: tuple[float, ...]
     error: float
+
+    @property
+    def gain(self) -> float:
+        """What independent errors of the snapshots are multiplied by."""
+        return math.hypot(*self.coefficients)
 
 
 class Basis:
@@ -177,11 +185,23 @@ def reconstruct(run_dir: Path, std: float, *, images: int | None = None) -> Reco
         )
     basis = Basis([s.std for s in found], [s.images for s in found])
     mixture = basis.mix(std, at)
+    if mixture.gain > MOST_GAIN and any(_is_rounded(s) for s in found):
+        raise ValueError(
+            f"{profile.name} at {at:,} images would multiply the rounding of the fp16 snapshots in"
+            f" {folder} by {mixture.gain:.0f}; choose an --std nearer to theirs, or keep them with"
+            " train.post_hoc.precision=fp32"
+        )
     if mixture.error > WORST:
         raise ValueError(_out_of_reach(basis, profile, at, mixture.error, folder, len(found)))
     step = round(float(np.interp(at, [s.images for s in found], [s.step for s in found])))
     tensors = _mix(found, mixture.coefficients)
     return Reconstruction(tensors, profile, step, at, mixture.error, len(found))
+
+
+def _is_rounded(snapshot: Snapshot) -> bool:
+    """Whether it is kept in half precision."""
+    with safe_open(snapshot.path, "pt") as file:
+        return any(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
 
 
 def _mix(snapshots: Sequence[Snapshot], coefficients: Sequence[float]) -> dict[str, Tensor]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from flowmatch.training.tracking import Tracker
+
+SKIPPED = "skipped_steps.json"
+"""File of a run directory with the steps that went wrong, zero-based."""
 
 _REMEMBERED = 200
 _FEWEST = 50
@@ -73,15 +78,29 @@ class Rollback:
         )
 
 
-def second_spike(spike: Spike, first: Spike, good: Path | None) -> str:
+def read_skipped(run_dir: Path) -> set[int]:
+    """The steps of a run that went wrong so far, zero-based."""
+    path = run_dir / SKIPPED
+    return set(json.loads(path.read_text())) if path.is_file() else set()
+
+
+def write_skipped(run_dir: Path, steps: set[int]) -> None:
+    """Keep them, so that a resumed run leaves them out too; whole or not at all."""
+    partial = run_dir / f".{SKIPPED}.partial"
+    partial.write_text(json.dumps(sorted(steps)))
+    os.replace(partial, run_dir / SKIPPED)
+
+
+def final_spike(spike: Spike, first: Spike | None, good: Path | None) -> str:
     """Why the run stops, and how to go on."""
     hint = (
-        f"the last good checkpoint is {good}; lower train.lr or train.max_grad_norm and continue"
-        " with --resume"
+        f"the last good checkpoint is {good}; continue with --resume, which leaves both batches"
+        " out, or lower train.lr or train.max_grad_norm besides"
         if good is not None
         else "no checkpoint was written yet; lower train.lr, or look at the data"
     )
-    return f"{spike}; the run was already sent back once, as {first}. {hint[0].upper()}{hint[1:]}"
+    before = "" if first is None else f"; the run was already sent back once, as {first}"
+    return f"{spike}{before}. {hint[0].upper()}{hint[1:]}"
 
 
 class SpikeWatch:
@@ -114,9 +133,14 @@ class SpikeWatch:
             self._losses.append(step.loss)
         return None
 
-    def forget(self) -> None:
-        """Begin anew, e.g. after going back to an earlier step."""
-        self._losses.clear()
+    @property
+    def losses(self) -> list[float]:
+        """The losses that others are compared with, oldest first."""
+        return [*self._losses]
+
+    def restore(self, losses: Iterable[float]) -> None:
+        """Compare with these losses, after going to another step."""
+        self._losses = deque(losses, maxlen=_REMEMBERED)
         self._seen = -1
 
     def _reason(self, step: Step) -> str | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowmatch.flow import Flow
 from flowmatch.losses import Learned
 from flowmatch.training.checkpoint import MODEL, averages_to_resume, read_state
 from flowmatch.training.ema import Averages, Profile
+from flowmatch.training.spikes import SpikeWatch
 from flowmatch.training.weights import fit_weights, read_weights
 
 
@@ -24,6 +26,7 @@ class TrainingState:
         averages: of its weights.
         learned: what the loss learns besides, or None.
         optimizer: of both, as Accelerate prepared it.
+        watch: what knows the latest losses.
         accelerator: has the loss scaler, if there is one.
     """
 
@@ -33,16 +36,20 @@ class TrainingState:
         averages: Averages,
         learned: Learned | None,
         optimizer: torch.optim.Optimizer,
+        watch: SpikeWatch,
         accelerator: Accelerator,
     ) -> None:
         self._flow, self._averages, self._learned = flow, averages, learned
-        self._optimizer, self._accelerator = optimizer, accelerator
-        self._untrained: list[dict[str, Tensor]] | None = _copies(flow, learned)
+        self._optimizer, self._watch, self._accelerator = optimizer, watch, accelerator
+        self._untrained: dict[str, Tensor] | None = _copy(flow.network)
+        self._unlearned = _copy(learned) if learned is not None else None
+        scaler = accelerator.scaler
+        self._unscaled = scaler.state_dict() if scaler is not None else None
         self.step = 0
         self.images = 0
         self.skipped: set[int] = set()
         """Steps whose batches are left out, zero-based."""
-        self.overflows = 0
+        self.overflows = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         """Steps that the loss scaler left out, so far."""
 
     def contents(self) -> dict[str, Any]:
@@ -58,7 +65,8 @@ class TrainingState:
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "learned": self._learned.state_dict() if self._learned is not None else None,
                 "skipped": sorted(self.skipped),
-                "overflows": self.overflows,
+                "overflows": int(self.overflows),
+                "losses": self._watch.losses,
             },
         }
 
@@ -73,17 +81,21 @@ class TrainingState:
         Args:
             checkpoint: its folder.
             profiles: the run's averages, of which an older checkpoint may lack some.
+        Raises:
+            ValueError: it is of another network, optimizer or loss.
         """
         state = read_state(checkpoint)
+        self._clear()
         files = averages_to_resume(checkpoint, profiles)
         networks = (self._flow.network, *self._averages.networks.values())
         for network, path in zip(networks, (checkpoint / MODEL, *files), strict=True):
             fit_weights(network, read_weights(path), path)
         self.step, self.images = state["step"], state["images"]
-        self.skipped, self.overflows = set(state.get("skipped", ())), state.get("overflows", 0)
-        if self._learned is not None and state.get("learned") is not None:
-            self._learned.load_state_dict(state["learned"])
+        self.skipped |= set(state.get("skipped", ()))
+        self.overflows.fill_(state.get("overflows", 0))
+        self._watch.restore(state.get("losses", ()))
         if state["optimizer"] is not None:  # an imported model brings weights alone
+            self._load_learned(state.get("learned"), checkpoint)
             self._load_optimizer(state["optimizer"])
         if state["scaler"] is not None and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
@@ -92,18 +104,45 @@ class TrainingState:
     def start_anew(self) -> None:
         """Become what it was before the first step; only until a checkpoint is there."""
         assert self._untrained is not None
-        network, *learned = self._untrained
         for copy in (self._flow.network, *self._averages.networks.values()):
-            copy.load_state_dict(network)
-        if self._learned is not None:
-            self._learned.load_state_dict(learned[0])
-        self._optimizer.state.clear()
-        self.step = self.images = self.overflows = 0
-        self.skipped.clear()
+            copy.load_state_dict(self._untrained)
+        self._clear()
+        self.step = self.images = 0
 
     def is_saved(self) -> None:
         """A checkpoint holds it: the untrained weights are needed no more."""
         self._untrained = None
+
+    @property
+    def is_anew_possible(self) -> bool:
+        """Whether the untrained weights are still at hand."""
+        return self._untrained is not None
+
+    def _clear(self) -> None:
+        """Forget all but the weights: what a checkpoint does not hold must not outlive it."""
+        self._optimizer.state.clear()
+        if self._learned is not None and self._unlearned is not None:
+            self._learned.load_state_dict(self._unlearned)
+        if self._unscaled is not None:
+            self._accelerator.scaler.load_state_dict(self._unscaled)
+        self.overflows.zero_()
+        self._watch.restore(())
+
+    def _load_learned(self, state: Mapping[str, Tensor] | None, checkpoint: Path) -> None:
+        """Take up what the loss has learned.
+
+        Raises:
+            ValueError: this run's loss learns something else.
+        """
+        own = self._learned.state_dict() if self._learned is not None else {}
+        if _shapes(own) != _shapes(state or {}):
+            raise ValueError(
+                f"the loss of {checkpoint} has learned {_shapes(state or {}) or 'nothing'}, this"
+                f" run's learns {_shapes(own) or 'nothing'}; go on with the loss.weighting and"
+                " loss.time that its config.yaml names, or start a new run"
+            )
+        if self._learned is not None and state is not None:
+            self._learned.load_state_dict(state)
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         settings = [
@@ -116,6 +155,9 @@ class TrainingState:
             group.update(own)
 
 
-def _copies(flow: Flow, learned: Learned | None) -> list[dict[str, Tensor]]:
-    modules = [flow.network] if learned is None else [flow.network, learned]
-    return [{k: v.detach().clone() for k, v in m.state_dict().items()} for m in modules]
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state.items()}

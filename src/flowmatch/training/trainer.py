@@ -30,7 +30,16 @@ from flowmatch.training.result import Result, TrainingFailed
 from flowmatch.training.settings import TrainConfig
 from flowmatch.training.showing import View
 from flowmatch.training.snapshots import Snapshots
-from flowmatch.training.spikes import Rollback, Spike, SpikeWatch, Step, WentWrong, second_spike
+from flowmatch.training.spikes import (
+    Rollback,
+    Spike,
+    SpikeWatch,
+    Step,
+    WentWrong,
+    final_spike,
+    read_skipped,
+    write_skipped,
+)
 from flowmatch.training.state import TrainingState
 from flowmatch.training.tracking import Tracker
 
@@ -98,7 +107,10 @@ class Trainer:
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.checkpoints = Checkpoints(run_dir)
         self.snapshots = Snapshots(run_dir, config.post_hoc)
-        self.state = TrainingState(flow, self.averages, self.learned, self.optimizer, accelerator)
+        self._watch = SpikeWatch(config.spike_factor, check_gradients=accelerator.scaler is None)
+        self.state = TrainingState(
+            flow, self.averages, self.learned, self.optimizer, self._watch, accelerator
+        )
         self.evaluations = Evaluations(evaluate, config)
         self.view = View(
             flow,
@@ -111,8 +123,8 @@ class Trainer:
             accelerator=accelerator,
         )
         self._meter = Meter(accelerator, max_grad_norm=config.max_grad_norm)
-        self._watch = SpikeWatch(config.spike_factor, check_gradients=accelerator.scaler is None)
         self._rollback: Rollback | None = None
+        self._resumed_from: Path | None = None
 
     @property
     def step(self) -> int:
@@ -127,6 +139,8 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Take up the state of a checkpoint; call it before the first step."""
         self.state.take_up(checkpoint, self.config.profiles)
+        self.state.skipped |= read_skipped(self.run_dir)
+        self._resumed_from = checkpoint
 
     def run(self) -> Result:
         """Train to the end, or until a signal asks to stop.
@@ -136,13 +150,14 @@ class Trainer:
         Raises:
             TrainingFailed: a second step went wrong.
         """
-        while True:
-            try:
-                return self._run()
-            except WentWrong as error:
-                self._go_back(error.spike)
+        with StopRequest() as stop:
+            while True:
+                try:
+                    return self._run(stop)
+                except WentWrong as error:
+                    self._go_back(error.spike)
 
-    def _run(self) -> Result:
+    def _run(self, stop: StopRequest) -> Result:
         config = self.config
         tracker = Tracker(
             self.run_dir,
@@ -152,12 +167,12 @@ class Trainer:
         )
         stopped = False
         saved = self.step if self.step else None
-        with contextlib.closing(tracker), StopRequest() as stop:
+        with contextlib.closing(tracker):
             self._start(tracker)
             while self.step < config.total_steps and not stopped:
                 self.train_step()
                 tracker.advance()
-                stopped = stop.agreed()
+                stopped = stop.agreed() and self.step < config.total_steps
                 ends = stopped or self.step == config.total_steps
                 if ends or _due(self.step, config.log_every_steps):
                     self._log(tracker)
@@ -211,16 +226,21 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), most)
         self._meter.add_gradient(self.step, norm)
         self.optimizer.step()
-        self.state.overflows += self.optimizer.step_was_skipped
+        if self.accelerator.scaler is not None:
+            self.state.overflows += ~norm.isfinite()
         # on a CPU, fresh gradients each step cost a tenth of the step in page faults
         self.optimizer.zero_grad(set_to_none=self.device.type != "cpu")
         if self.learned is not None and self.learned.density is not None:
             self.learned.density.update(functools.partial(self.accelerator.reduce, reduction="sum"))
 
     def _log(self, tracker: Tracker) -> None:
-        metrics = self._meter.read(self.images, self._require_good())
+        steps = self._require_good()
+        if not steps:  # all since the last line were left out
+            return
+        metrics = self._meter.read(self.images, steps)
         metrics = {"images": self.images, "lr": self.config.lr_at(self.step - 1), **metrics}
-        if skipped := len(self.state.skipped) + self.state.overflows:
+        left_out = sum(step < self.step for step in self.state.skipped)
+        if skipped := left_out + int(self.state.overflows):
             metrics["skipped_steps"] = skipped
         tracker.log(self.step, metrics)
 
@@ -275,6 +295,7 @@ class Trainer:
 
     def _show(self, tracker: Tracker) -> None:
         """Keep a grid of samples, and the numbers that explain the loss."""
+        self._require_good(weights=True)
         if self.accelerator.is_main_process:
             picture, numbers = self.view.look()
             folder = self.run_dir / "samples"
@@ -285,13 +306,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _evaluate(self, tracker: Tracker) -> None:
+        self._require_good(weights=True)
         found, is_best = self.evaluations.run(self.averages.own, self.step)
-        if is_best:
-            self._require_good(weights=True)
-            if self.accelerator.is_main_process:
-                record = {"images": self.images, "evaluation": found.record()}
-                contents = {**self.state.contents(), "config_yaml": self.config_yaml}
-                self.checkpoints.save_best({"step": self.step, **record}, **contents)
+        if is_best and self.accelerator.is_main_process:
+            record = {"images": self.images, "evaluation": found.record()}
+            contents = {**self.state.contents(), "config_yaml": self.config_yaml}
+            self.checkpoints.save_best({"step": self.step, **record}, **contents)
         # the record comes last: a kill before it repeats the evaluation
         tell(found, tracker, step=self.step, images=self.images, is_best=is_best)
         self.accelerator.wait_for_everyone()
@@ -302,16 +322,18 @@ class Trainer:
         Raises:
             TrainingFailed: the run has been sent back before.
         """
-        good = self.checkpoints.newest()
-        if self._rollback is not None:
-            raise TrainingFailed(second_spike(spike, self._rollback.spike, good))
+        good = self.checkpoints.newest() or self._resumed_from
+        self.state.skipped.add(spike.step)
+        if self.accelerator.is_main_process:
+            write_skipped(self.run_dir, self.state.skipped)
+        if self._rollback is not None or (good is None and not self.state.is_anew_possible):
+            first = self._rollback.spike if self._rollback is not None else None
+            raise TrainingFailed(final_spike(spike, first, good))
         self._rollback = Rollback(spike, from_step=self.step)
         if good is not None:
-            self.resume(good)
+            self.state.take_up(good, self.config.profiles)
         else:
             self.state.start_anew()
-        self.state.skipped.add(spike.step)
-        self._watch.forget()
         self.accelerator.wait_for_everyone()  # nobody sets aside what others still read
         if self.accelerator.is_main_process:
             self.set_aside()
