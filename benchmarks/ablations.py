@@ -235,7 +235,7 @@ def run(config: Config, scores: Scores, folder: Path, samples: int) -> Iterator[
         one = torch.zeros(1, *config.data.shape)
         yield {
             "average": name,
-            "images": trainer.images,
+            "images": trainer.state.images,
             "size": config.data.shape[-1],
             "samples": samples,
             "solver": "heun:5",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowmatch.data import Digits, Texts
+from flowmatch.data import Digits, ImageFolder, ScalarColumn, Texts
 from flowmatch.dealing import Dealt, classes_dealt, in_turn, others_of, usual_conditions
 from flowmatch.flow import Flow
 
@@ -58,3 +58,13 @@ def test_data_without_such_conditions_are_not_read(monkeypatch):
     monkeypatch.setattr(Digits, "build", lambda *_: pytest.fail("the data were read"))
     assert usual_conditions(Flow(Told(label=10)), Digits(), 5).title == "10 classes in turn"
     assert usual_conditions(Flow(Told(age=0.0)), Digits(), 5).title is None
+
+
+def test_data_that_are_missed_are_missed_for_their_conditions(tmp_path):
+    gone = ImageFolder(
+        root=str(tmp_path / "gone"), image_size=8, conditions={"age": ScalarColumn(column="age")}
+    )
+    said = "this model is given the conditions of the training data: root .*gone is not a folder"
+    with pytest.raises(ValueError, match=said):
+        usual_conditions(Flow(Told(age=0.0)), gone, 5)
+    assert usual_conditions(Flow(Told(label=2)), gone, 5).title == "2 classes in turn"

@@ -16,6 +16,8 @@ from torch import Tensor
 
 import flowmatch
 from flowmatch.data import Batch, DataConfig, Dataset, Latent, Split
+from flowmatch.data.conditions import stamp_of
+from flowmatch.data.dataset import digest as data_digest
 from flowmatch.dealing import others_of
 from flowmatch.evaluation.protocol import digest
 from flowmatch.evaluation.sharding import evenly
@@ -132,6 +134,7 @@ def data_likelihood(
         "name": data_name,
         "split": job.split,
         "hash": dataset.identity(),
+        "conditions": _hash_of_others(flow, dataset),
         "count": len(index),
         "of": len(dataset),
         "levels": len(set().union(*(p.levels for p in parts))) if images else None,
@@ -196,10 +199,13 @@ def sentence(protocol: dict[str, Any], *, nfe: float) -> str:
     solver, divergence = protocol["solver"], protocol["divergence"]
     settings = " ".join(f"{k} {v:g}" for k, v in solver.items() if k in ("steps", "rtol", "atol"))
     (start, end), told = protocol["times"], protocol["labels"]
+    others = f" {data['conditions']}" if data.get("conditions") else ""
     parts = [
         f"{data['count']:,} of {data['of']:,} {data['split']} samples of {data['name']}"
         f" {data['hash']}",
-        {None: None, "of the data": "given the classes of the data"}.get(told, f"given {told}"),
+        {None: None, "of the data": "given the classes of the data"}.get(
+            told, f"given {told}{others}"
+        ),
         f"uniform dequantisation over {noise['bins']} bins, draws an image: {noise['draws']},"
         f" seed {noise['seed']}"
         if noise
@@ -295,6 +301,12 @@ def _conditions(flow: Flow) -> str | None:
     if others := others_of(flow):
         return f"{', '.join([*['label'] * bool(flow.num_classes), *others])} of the data"
     return "of the data" if flow.num_classes is not None else None
+
+
+def _hash_of_others(flow: Flow, dataset: Dataset) -> str | None:
+    """A hash of the conditions besides the class, in which the data's own hash has no part."""
+    known = {name: v for name, v in dataset.values.items() if name in others_of(flow)}
+    return data_digest(*stamp_of(known)) if known else None
 
 
 def _in_bits(nats: Mean, dims: int) -> Mean:

@@ -79,9 +79,15 @@ def usual_conditions(flow: Flow, data: DataConfig, count: int) -> Dealt:
         data: what it was trained on, which is read only in the second case.
         count: how many samples there will be.
     Raises:
-        ValueError: the data cannot be read.
+        ValueError: the data are needed and cannot be read.
     """
     images = decoded_data(data)
     if not others_of(flow) or not isinstance(images, ConditionedImages):
         return classes_dealt(flow.num_classes)
-    return in_turn(flow, images.values("train", first=count))
+    try:
+        values = images.values("train", first=count)
+    except ValueError as error:
+        raise ValueError(
+            f"this model is given the conditions of the training data: {error}"
+        ) from None
+    return in_turn(flow, values)

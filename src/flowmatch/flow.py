@@ -149,7 +149,7 @@ class Flow(nn.Module):
         """
         t, n, size = batch_time(t, x), len(conds), len(conds) * x.numel()
         together = self._completed([as_cond(cond) for cond in conds])
-        if n > 1 and together is not None and size < self._too_large:
+        if n > 1 and together and _stackable(together) and size < self._too_large:
             cond = {name: torch.cat([c[name] for c in together]) for name in together[0]}
             try:
                 return list(self(torch.cat([x] * n), t.repeat(n), cond or None).tensor_split(n))
@@ -173,6 +173,11 @@ class Flow(nn.Module):
             return None
         null = self.null(named)
         return [{**null, **(cond or {})} for cond in conds]
+
+
+def _stackable(conds: Sequence[Cond]) -> bool:
+    """Whether the values of each name have one shape; texts may be of other lengths."""
+    return all(len({cond[name].shape for cond in conds}) == 1 for name in conds[0])
 
 
 def _open_ends(path: AffinePath, predict: Predicted) -> dict[float, float]:

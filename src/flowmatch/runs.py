@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -24,7 +24,8 @@ from flowmatch.config import Config, load_config, to_yaml
 from flowmatch.data import Latent
 from flowmatch.evaluation.during_training import during_training
 from flowmatch.flow import Flow
-from flowmatch.room import require_memory, require_space
+from flowmatch.room import require_memory
+from flowmatch.sketch import check_space, sketch_network
 from flowmatch.training.checkpoint import (
     MODEL,
     OWN_AVERAGE,
@@ -34,9 +35,8 @@ from flowmatch.training.checkpoint import (
     read_state,
 )
 from flowmatch.training.distributed import start_processes
-from flowmatch.training.settings import TrainConfig
 from flowmatch.training.trainer import Trainer
-from flowmatch.training.weights import fit_weights, hash_weights, read_header, read_weights
+from flowmatch.training.weights import fit_weights, read_header, read_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,14 +50,8 @@ def build_flow(config: Config) -> Flow:
     Raises:
         ValueError: the network does not suit the data's shape.
     """
+    sketch_network(config)
     shape = config.data.shape
-    try:
-        with torch.device("meta"):  # shapes without memory: an impossible size costs nothing
-            sketch = config.network.build(shape)
-    except (RuntimeError, TypeError, OverflowError) as error:
-        raise ValueError(f"the network cannot be built: {str(error).splitlines()[0]}") from None
-    parameters = sum(p.numel() for p in sketch.parameters())
-    require_memory(4 * parameters, f"{parameters:,} network parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = config.network.build(shape)
@@ -94,13 +88,13 @@ def build_trainer(
     if resume is None:
         _refuse_existing(run_dir, overwrite, accelerator)
     check_names(config)
+    checkpoint = _check_before_data(config, run_dir, resume)
     dataset = config.data.build("train")
     check_conditions(config, dataset)
     if isinstance(config.data, Latent):  # a run is decoded without its data
         config = replace(config, data=config.data.settled(dataset))
     flow = build_flow(config)
     on_main = accelerator.is_main_process
-    checkpoint = find_checkpoint(run_dir, resume) if resume else None
     trainer = Trainer(
         flow,
         config.loss,
@@ -114,6 +108,7 @@ def build_trainer(
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
+    # again: latents and features may have filled the disk
     check_space(run_dir, flow, config.train, step=trainer.step)
     if on_main:
         if overwrite and resume is None and run_dir.exists():
@@ -202,24 +197,6 @@ def weights_title(path: Path) -> str:
     return read_header(path).get("title", older.get(path.name, path.name))
 
 
-def model_facts(run_dir: Path, checkpoint: Path, weights: str) -> dict[str, Any]:
-    """What a protocol says about weights of a run, named as for `weights_file`."""
-    path = weights_file(checkpoint, weights)
-    if path.parent == checkpoint:
-        state = read_state(checkpoint)
-        step, images = state["step"], state["images"]
-    else:  # a file says it of itself, or nobody knows
-        header = read_header(path)
-        step, images = (int(header[k]) if k in header else None for k in ("step", "images"))
-    return {
-        "name": str(run_dir),
-        "weights": weights_title(path),
-        "hash": hash_weights(path),
-        "step": step,
-        "images_seen": images,
-    }
-
-
 def find_checkpoint(run_dir: Path, which: str) -> Path | None:
     """The checkpoint folder that `which` names; None if a run has written none yet.
 
@@ -252,20 +229,6 @@ def find_checkpoint(run_dir: Path, which: str) -> Path | None:
     return newest
 
 
-def check_space(run_dir: Path, flow: Flow, config: TrainConfig, *, step: int) -> None:
-    """Refuse to start when the disk cannot hold the run's checkpoints and snapshots to come."""
-    parameters = sum(p.numel() for p in flow.parameters())
-    checkpoints = config.keep_last + 1 + (config.evaluate_every is not None)  # the best
-    # model, averages, two moments, in float32
-    need = 4 * parameters * (3 + len(config.profiles)) * checkpoints
-    what = f"{checkpoints} checkpoints"
-    if config.post_hoc is not None:
-        count = len(config.post_hoc.stds) * config.snapshots_after(step)
-        need += parameters * count * (4 if config.post_hoc.precision == "fp32" else 2)
-        what += f" and {count:,} snapshots of averages"
-    require_space(run_dir, need, what)
-
-
 def new_run_dir() -> Path:
     """`runs/exp-<current time>`, the same in all processes."""
     name = [f"exp-{time.strftime('%Y-%m-%d-%H-%M-%S')}"]
@@ -278,6 +241,17 @@ def write_config(run_dir: Path, config: Config) -> None:
     partial = run_dir / _CONFIG_PARTIAL
     partial.write_text(to_yaml(config))
     os.replace(partial, run_dir / "config.yaml")
+
+
+def _check_before_data(config: Config, run_dir: Path, resume: str | None) -> Path | None:
+    """Find what is wrong before data are decoded or encoded; the checkpoint to resume from."""
+    network = sketch_network(config)
+    checkpoint = find_checkpoint(run_dir, resume) if resume else None
+    step = read_state(checkpoint)["step"] if checkpoint else 0
+    check_space(run_dir, network, config.train, step=step)
+    if isinstance(config.data, Latent):
+        check_conditions(config, config.data.undecoded("train"))
+    return checkpoint
 
 
 def _silent(text: str) -> None:

@@ -8,6 +8,8 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -159,11 +161,25 @@ def test_without_a_word_samples_take_the_conditions_of_the_data(flowmatch, run, 
     dataset = load_config(run / "config.yaml").data.build()
     cond = dataset.plain(torch.arange(7)).cond
     assert abs(drawn(tmp_path / "a").astype(int) - expected(run, range(7), cond)).max() <= 1
+    assert flowmatch(*arguments, "--n_samples", 7, "data.memory_gib=0")[0] == 0
     said = record(tmp_path / "a")
     assert said["conditions"]["hub train"]["names"] == ["label", "age", "clip", "caption"]
     assert (said["classes"], said["label"], said["dealt"]) == (None, None, None)
     with np.load(tmp_path / "a/samples.npz") as archive:
         assert archive["labels"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_edited_data_are_another_setting(flowmatch, run, tmp_path):
+    edited = make_captioned(tmp_path / "set", copies=3)
+    arguments = ("sample", run, f"data.path={edited}", "--save_dir", tmp_path / "a")
+    assert flowmatch(*arguments, "--n_samples", 2)[0] == 0
+    table = pq.read_table(edited / "train.parquet")
+    at = table.column_names.index("age")
+    ages = pa.array([0.2, *table["age"].to_pylist()[1:]])
+    pq.write_table(table.set_column(at, "age", ages), edited / "train.parquet")
+    code, _, err = flowmatch(*arguments, "--n_samples", 3)
+    assert code == 2
+    assert "holds samples of another setting (conditions was" in err
 
 
 def test_prompts_and_values_are_dealt_in_turn(flowmatch, run, encoder, tmp_path):
@@ -183,9 +199,13 @@ def test_prompts_and_values_are_dealt_in_turn(flowmatch, run, encoder, tmp_path)
     assert said["conditions"]["caption"]["texts"] == ["a red bird", "a dog"]
     assert said["conditions"]["age"]["values"] == ["0.5"]
     assert flowmatch(*arguments, *asked)[0] == 0  # nothing left to do
-    code, _, err = flowmatch(*arguments, *asked[2:])
+    for words in (asked[2:], (*asked, "data.conditions.caption.max_tokens=3")):
+        code, _, err = flowmatch(*arguments, *words)
+        assert code == 2
+        assert "holds samples of another setting (conditions was" in err
+    code, _, err = flowmatch(*arguments, *asked[:-2])
     assert code == 2
-    assert "holds samples of another setting (conditions was" in err
+    assert "holds samples of another setting (label was 2, is None; classes was 3, is None" in err
 
 
 def test_what_is_not_said_is_absent(flowmatch, run, encoder, tmp_path):
@@ -272,7 +292,9 @@ def test_measured_and_looked_at_by_the_conditions_of_the_data(flowmatch, run, tm
     code, _, err = flowmatch("likelihood", run, "--num-samples", 2, "--solver", "heun:2")
     assert code == 0, err
     (path,) = (run / "likelihood").glob("*.json")
-    assert "given label, age, clip, caption of the data" in json.loads(path.read_text())["sentence"]
+    document = json.loads(path.read_text())
+    told = "given label, age, clip, caption of the data"
+    assert f"{told} {document['protocol']['data']['conditions']}" in document["sentence"]
     code, _, err = flowmatch("look", run, "--out", tmp_path / "look")
     assert code == 0, err
     tuned = ("--nfe", 4, "--num-samples", 2, "--reference-steps", 10, "--solvers", "heun")
@@ -320,9 +342,17 @@ def test_a_network_that_the_data_do_not_suit_is_refused_before_anything_is_writt
         (("--cond", "age=young"), "age takes a number or a .npy file [N]"),
         (("--cond", "clip=3"), "clip takes a .npy file [N, dim] with dim 3"),
         (("--cond", "clip=no.npy"), "cannot read --cond clip=no.npy (No such file"),
+        (("--cond", "clip=empty.npy"), "cannot read --cond clip=empty.npy (No data left in file)"),
+        (("--cond", "clip=complex.npy"), "(it holds complex128, no real numbers); clip takes"),
+        (("--cond", "clip=archive.npy"), "(it holds archives, no real numbers); clip takes"),
     ],
 )
-def test_mistakes_are_one_sentence(flowmatch, run, tmp_path, words, message):
+def test_mistakes_are_one_sentence(flowmatch, run, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.npy").touch()
+    np.save("complex.npy", np.full(3, 1j))
+    np.savez("archive", np.zeros(3))
+    Path("archive.npz").rename("archive.npy")
     arguments = ("sample", run, "--n_samples", 2, "--save_dir", tmp_path / "a")
     code, _, err = flowmatch(*arguments, *words)
     assert code == 2
@@ -341,7 +371,11 @@ def test_data_that_went_away_are_missed_only_without_a_prompt(flowmatch, run, tm
     gone = f"data.path={tmp_path / 'gone'}.parquet"
     code, _, err = flowmatch("sample", run, gone, "--n_samples", 2, "--save_dir", tmp_path / "a")
     assert code == 2
-    assert "without --prompt or --cond the conditions are those of the training data" in err
+    said = "this model is given the conditions of the training data"
+    assert f"without --prompt or --cond {said}" in err
+    code, _, err = flowmatch("evaluate", run, gone, "--num-samples", 20)
+    assert code == 2
+    assert said in err
     words = ("--n_samples", 2, "--save_dir", tmp_path / "a", "--prompt", "dog")
     assert flowmatch("sample", run, gone, *words)[0] == 0
 

@@ -67,6 +67,20 @@ def test_a_second_sweep_keeps_the_rows_and_adds_to_them(flowmatch, trained):
     assert out.count("\n| euler ") == 2
 
 
+def test_another_field_of_the_same_weights_has_rows_of_its_own(flowmatch, trained):
+    arguments = ("evaluate", trained, *FEW, "--seed", 4, "--solvers", "euler:2")
+    found = []
+    for words in ((), ("path={kind: trig}",), ("network.time_scale=10",), ("train.lr=1",)):
+        before = set((trained / "evaluation").glob("*.json"))
+        code, out, err = flowmatch(*arguments, *words)
+        assert code == 0, err
+        found.append(set((trained / "evaluation").glob("*.json")) - before)
+        assert ("1 of 1 rows are there already" in out) == (words == ("train.lr=1",))
+    assert [len(new) for new in found] == [1, 1, 1, 0]
+    (own,), (other,) = found[:2]
+    assert flowmatch("compare", own, other)[0] == 0
+
+
 def test_what_was_sampled_gives_the_number_of_the_run(flowmatch, trained, tmp_path, digits_npz):
     sampling = ("--n_samples", 30, "--seed", 3, "--sampling_method", "euler")
     folder = tmp_path / "drawn"

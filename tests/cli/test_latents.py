@@ -78,6 +78,29 @@ def test_resuming_is_never_having_stopped(folder, flowmatch):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("data.images.image_size=8", "network={kind: dit, patch: 8}"), "patch"),
+        (("network.num_classes=5",), "network.num_classes is 5, but the data set latent has 10"),
+        (("--resume", "best"), "has no best checkpoint"),
+        (("train.keep_last=1000000000000",), "no space left"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_encoded(
+    folder, flowmatch, tmp_path, monkeypatch, words, message
+):
+    def encoded(*arguments, **options):
+        raise AssertionError("the images were encoded")
+
+    monkeypatch.setattr("flowmatch.data.latent.encoded", encoded)
+    run = folder / "run" if "--resume" in words else tmp_path / "run"
+    code, _, err = flowmatch("train", "-c", folder / "config.yaml", "-e", run, *words)
+    assert code == 2, err
+    assert message in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("format", ["png", "npz", "webdataset"])
 def test_samples_are_decoded(folder, flowmatch, tmp_path, format):
     out = tmp_path / "out"

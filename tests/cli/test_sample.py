@@ -43,6 +43,18 @@ def test_both_doors_and_their_defaults(flowmatch, trained, weights, tmp_path):
     assert record["nfe"] == 4
 
 
+def test_another_field_of_the_same_weights_is_another_setting(
+    flowmatch, trained, weights, tmp_path
+):
+    out = ("--sampling_method", "euler", "--sampling_steps", 2, "--save_dir", tmp_path / "a")
+    assert flowmatch("sample", trained, "--n_samples", 2, *out)[0] == 0
+    code, _, err = flowmatch("sample", trained, "--n_samples", 3, *out, "path={kind: trig}")
+    assert code == 2
+    assert "holds samples of another setting (field was" in err
+    doors = ("-c", trained / "config.yaml", "--weights", weights)
+    assert flowmatch("sample", *doors, "--n_samples", 3, *out, "train.lr=1")[0] == 0
+
+
 def test_a_sample_depends_on_seed_and_index_alone(flowmatch, trained, tmp_path):
     flowmatch("sample", trained, "--n_samples", 7, "--save_dir", tmp_path / "a", "--bspp", 3)
     flowmatch("sample", trained, "--n_samples", 5, "--save_dir", tmp_path / "b", "--bspp", 2)

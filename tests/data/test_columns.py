@@ -24,6 +24,8 @@ from flowmatch.data import (
     shape_of,
     stream,
 )
+from flowmatch.data.conditions import stamp_of
+from flowmatch.data.dataset import digest
 from made_data import encoded, make_folder, picture, write_parquet
 from made_texts import (
     AGES,
@@ -101,24 +103,54 @@ def test_they_are_read_without_the_images(captioned):
     assert same(rows_of(few, at[1:2])["clip"], found["clip"][1:2])
 
 
+def test_their_stamps_change_with_what_they_are_and_embed_nothing(tmp_path, encoder, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("texts were embedded")
+
+    monkeypatch.setattr("flowmatch.data.columns.embedded", refuse)
+    text = TextColumn(column="caption", encoder=str(encoder), max_tokens=12)
+
+    def stamps(age=(1.0, None), caption=("a dog", None), text=text, **options):
+        path = write_parquet(tmp_path / "a.parquet", IMAGES[:2], age=age, caption=caption)
+        columns = {"age": ScalarColumn(column="age"), "caption": text}
+        return replace(hub(path, **columns), **options).stamps()
+
+    plain = stamps()
+    assert plain.keys() == {"age", "caption"}
+    assert stamps(memory_gib=0, image_size=4) == plain
+    changed = {
+        "age": [stamps(age=(1.0, 2.0)), stamps(age=(None, 1.0))],
+        "caption": [
+            stamps(caption=("a dog", "")),
+            stamps(caption=("a bird", None)),
+            stamps(text=replace(text, max_tokens=4)),
+        ],
+    }
+    for name, found in changed.items():
+        others = plain.keys() - {name}
+        assert len({plain[name], *(s[name] for s in found)}) == 1 + len(found)
+        assert all(s[other] == plain[other] for s in found for other in others)
+
+
 @pytest.mark.parametrize("memory_gib", [0, 2])
-def test_identity_follows_from_them(captioned, encoder, memory_gib):
-    def identity(**conditions):
-        config = replace(captioned, memory_gib=memory_gib, conditions=conditions)
-        return config.build().identity()
+def test_they_change_no_image(captioned, encoder, memory_gib):
+    def built(**conditions):
+        return replace(captioned, memory_gib=memory_gib, conditions=conditions).build()
 
     text = TextColumn(column="caption", encoder=str(encoder), max_tokens=12)
-    found = [
-        identity(),
-        identity(age=ScalarColumn(column="age")),
-        identity(year=ScalarColumn(column="age")),
-        identity(age=ScalarColumn(column="fine")),
-        identity(clip=VectorColumn(column="emb")),
-        identity(caption=text),
-        identity(caption=replace(text, max_tokens=4)),
+    sets = [
+        built(),
+        built(age=ScalarColumn(column="age")),
+        built(year=ScalarColumn(column="age")),
+        built(age=ScalarColumn(column="fine")),
+        built(clip=VectorColumn(column="emb")),
+        built(caption=text),
+        built(caption=replace(text, max_tokens=4)),
     ]
-    assert len(set(found)) == len(found)
-    assert identity(caption=text) == found[5]
+    assert len({dataset.identity() for dataset in sets}) == 1
+    stamps = [digest(*stamp_of(dataset.conditions)) for dataset in sets]
+    assert len(set(stamps)) == len(stamps)
+    assert digest(*stamp_of(built(caption=text).conditions)) == stamps[5]
 
 
 def test_numbers_of_any_type_are_scalars(tmp_path):
@@ -187,7 +219,12 @@ def test_a_folder_takes_them_from_metadata(tmp_path, encoder):
     assert cond["caption"][7].isnan().all()
     assert same(cond["caption"][1], cond["caption"][3])
     assert same(rows_of(config.values(first=3), torch.tensor([2]))["age"], cond["age"][2:3])
+    assert config.stamps().keys() == config.values().keys()
     path = tmp_path / "train/metadata.jsonl"
+    windows = path.read_text().replace("red", "red\u2028or\u2029pink\x85").replace("\n", "\r\n")
+    path.write_bytes(("\ufeff" + windows).encode())
+    assert same(config.build().plain(torch.arange(8)).cond["age"], cond["age"])
+    make_metadata(tmp_path / "train")
     path.write_text(path.read_text() + '{"caption": "of nothing"}\n')
     with pytest.raises(ValueError, match=r"line 8 of .*metadata.jsonl is no JSON mapping with a"):
         config.build()
@@ -201,10 +238,7 @@ def test_tensors_in_memory():
     cond = dataset.batch(at, torch.zeros(2, 4)).cond
     assert cond.keys() == values.keys()
     assert all(torch.equal(cond[name], values[name][at]) for name in values)
-    assert MemoryArrays(x).identity() != dataset.identity()
-    assert MemoryArrays(x, conditions={**values, "age": values["age"] + 1}).identity() != (
-        dataset.identity()
-    )
+    assert MemoryArrays(x).identity() == dataset.identity()
     images = torch.zeros(5, 1, 4, 4, dtype=torch.uint8)
     flipped = MemoryImages(images, conditions=values, flip=True).to("cpu")
     assert torch.equal(flipped.batch(at, torch.zeros(2, 4)).cond["clip"], values["clip"][at])

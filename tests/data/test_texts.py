@@ -79,7 +79,7 @@ def test_each_text_is_embedded_once_and_never_again(clip, cache, calls):
     assert sorted(seen) == ["a blue dog with a hat", "a red bird", "dog"]
     again = embedded([*TEXTS[::-1], None], str(clip), max_tokens=12)
     assert (len(loaded), len(seen)) == (1, 3)
-    assert len(list(cache.glob("*.safetensors"))) == 1
+    assert len(list(cache.glob("*/*.safetensors"))) == 1
     assert first.key == again.key
     at = torch.arange(5)
     assert same(first.rows(at), again.rows(4 - at))
@@ -87,16 +87,31 @@ def test_each_text_is_embedded_once_and_never_again(clip, cache, calls):
     assert first.rows(at).dtype == torch.float32
 
 
-def test_other_texts_lengths_and_weights_are_embedded_anew(clip, tmp_path, calls):
+def test_a_set_with_another_text_embeds_that_alone(clip, calls):
+    loaded, seen = calls
+    whole = embedded(TEXTS, str(clip), max_tokens=12)
+    seen.clear()
+    more = embedded(["a hat", *TEXTS], str(clip), max_tokens=12)
+    assert (len(loaded), seen) == (2, ["a hat"])
+    at = torch.arange(5)
+    assert same(more.rows(at + 1), whole.rows(at))
+    alone = embedded(["a hat"], str(clip), max_tokens=12).rows(torch.tensor([0]))
+    assert same(more.rows(torch.tensor([0]))[:, : alone.shape[1]], alone)
+    both = embedded(["dog", "a hat", "a red bird"], str(clip), max_tokens=12)  # of two files
+    assert len(loaded) == 2
+    assert same(both.rows(torch.tensor([0, 2])), more.rows(torch.tensor([4, 1]))[:, : both.longest])
+
+
+def test_other_lengths_and_weights_are_embedded_anew(clip, tmp_path, calls):
     keys = {embedded(some, str(clip), max_tokens=12).key for some in (TEXTS, TEXTS[2:4])}
     keys.add(embedded(TEXTS, str(clip), max_tokens=4).key)
     assert embedded(TEXTS, str(clip), max_tokens=4).longest == 4
     moved = shutil.copytree(clip, tmp_path / "moved")
     assert embedded(TEXTS, str(moved), max_tokens=12).key in keys
-    assert len(calls[0]) == 3
+    assert len(calls[0]) == 2
     other = make_encoder(tmp_path / "other", dim=8)
     keys.add(embedded(TEXTS, str(other), max_tokens=12).key)
-    assert (len(keys), len(calls[0])) == (4, 4)
+    assert (len(keys), len(calls[0])) == (4, 3)
 
 
 def test_a_few_of_many(clip, calls):
@@ -116,7 +131,7 @@ def test_a_damaged_file_is_replaced_and_a_closed_cache_is_a_warning(
     clip, cache, calls, monkeypatch
 ):
     whole = embedded(TEXTS, str(clip), max_tokens=12).rows(torch.arange(5))
-    (path,) = cache.glob("*.safetensors")
+    (path,) = cache.glob("*/*.safetensors")
     path.write_bytes(path.read_bytes()[:50])
     assert same(embedded(TEXTS, str(clip), max_tokens=12).rows(torch.arange(5)), whole)
     assert len(calls[0]) == 2

@@ -77,6 +77,8 @@ def test_the_model_is_what_is_compared(tmp_path):
     a = table(tmp_path / "a.json", fd_data=(1.0, 0.1))
     b = table(tmp_path / "b.json", changed("model.hash", "456"), fd_data=(1.0, 0.1))
     assert compare(a, b)[0].better == "equal"
+    b = table(tmp_path / "b.json", changed("model.field", "789"), fd_data=(1.0, 0.1))
+    assert compare(a, b)[0].better == compare(b, a)[0].better == "equal"
 
 
 def test_tables_without_a_common_row(tmp_path):

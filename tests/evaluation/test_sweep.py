@@ -102,6 +102,17 @@ def test_a_file_of_another_protocol_is_not_overwritten(tmp_path):
         Document(tmp_path / "b.json", PROTOCOL)
 
 
+def test_a_file_that_names_no_field_means_the_own_one_of_the_run(tmp_path):
+    path = tmp_path / "a.json"
+    Document(path, PROTOCOL).add(row_of(Euler(steps=10)))
+    model = PROTOCOL["model"]
+    own, other = ({**PROTOCOL, "model": {**model, "field": name}} for name in ("own", "other"))
+    assert len(Document(path, own, unsaid={"model.field": "own"}).rows) == 1
+    with pytest.raises(ValueError, match=r"model\.field was 'own', is 'other'"):
+        Document(path, other, unsaid={"model.field": "own"})
+    assert "weights 123, field other, 640 images seen" in sentence(other, None)
+
+
 def test_json_has_null_where_there_is_no_number(tmp_path):
     Document(tmp_path / "a.json", PROTOCOL).add(row_of(Euler(steps=10), math.nan))
     text = (tmp_path / "a.json").read_text()

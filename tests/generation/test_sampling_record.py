@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import flowmatch as fm
+from flowmatch.dealing import Dealt
 from flowmatch.generation import generate
 from flowmatch.guidance import Guidance
 
@@ -58,6 +59,8 @@ def test_the_guidance_of_old_records_was_a_number(pull, job, one):
         {"guidance": Guidance(scale=2.0, interval=(0.2, 0.8))},
         {"weak_hash": "0123456789ab"},
         {"weights_hash": "other"},
+        {"field_hash": "other"},
+        {"conditions": Dealt({}, facts={"caption": {"texts": ["a dog"]}})},
         {"stream": 1},
         {"format": "npz"},
         {"solver": fm.solvers.Euler(steps=3)},
@@ -68,6 +71,59 @@ def test_other_settings_do_not_mix(pull, job, one, other):
     generate(pull, job(), one)
     with pytest.raises(ValueError, match="samples of another setting"):
         generate(pull, job(**other), one)
+
+
+def dog(key="k", **facts):
+    return Dealt({}, facts={"caption": {"texts": ["a dog"], "encoder": "e", "key": key} | facts})
+
+
+def of_data(stamp):
+    return Dealt({}, facts={"hub train": {"names": ["age"], "stamps": {"age": stamp}}})
+
+
+@pytest.mark.parametrize(
+    ("one_deals", "other_deals"),
+    [
+        ({"conditions": dog()}, {"conditions": dog(), "classes": tuple(range(10))}),
+        ({"conditions": dog()}, {"conditions": dog(key="of fewer tokens")}),
+        ({"conditions": of_data("a")}, {"conditions": of_data("b")}),
+    ],
+    ids=["no class", "max_tokens", "data"],
+)
+def test_other_conditions_do_not_mix(pull, job, one, one_deals, other_deals):
+    for first, second in ((one_deals, other_deals), (other_deals, one_deals)):
+        made = job("a" if first is one_deals else "b", 2, format="npz", **first)
+        generate(pull, made, one)
+        assert generate(pull, job(made.save_dir.name, 3, format="npz", **first), one)["count"] == 3
+        with pytest.raises(ValueError, match="samples of another setting"):
+            generate(pull, job(made.save_dir.name, 4, format="npz", **second), one)
+
+
+def test_records_that_do_not_name_the_field_mean_the_own_one_of_the_run(pull, job, one):
+    path = job().save_dir / "sampling.json"
+    generate(pull, job(field_hash="own", own_field_hash="own"), one)
+    old = json.loads(path.read_text())
+    del old["field"]
+    path.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="field was own, is other"):
+        generate(pull, job(field_hash="other", own_field_hash="own"), one)
+    assert generate(pull, job(field_hash="own", own_field_hash="own"), one)["field"] == "own"
+
+
+def test_records_that_say_less_of_conditions_are_continued(pull, job, one):
+    told = {"texts": ["a dog"], "encoder": "e"}
+    generate(pull, job("a", 2, conditions=dog()), one)
+    edit(job("a").save_dir, conditions={"caption": told})
+    with pytest.raises(ValueError, match="samples of another setting"):
+        generate(pull, job("a", 3, conditions=dog(texts=["a bird"])), one)
+    record = generate(pull, job("a", 3, conditions=dog()), one)
+    assert record["conditions"]["caption"] == {**told, "key": "k"}
+    generate(pull, job("b", 2, conditions=of_data("a")), one)
+    edit(job("b").save_dir, conditions={"hub train": {"names": ["age"], "hash": "of the config"}})
+    assert generate(pull, job("b", 3, conditions=of_data("a")), one)["count"] == 3
+    edit(job("b").save_dir, conditions={"hub train": {"names": ["year"], "hash": "of the config"}})
+    with pytest.raises(ValueError, match="samples of another setting"):
+        generate(pull, job("b", 3, conditions=of_data("a")), one)
 
 
 def test_an_old_npz_without_seeds_is_kept(pull, job, one):

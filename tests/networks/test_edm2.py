@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,9 +64,10 @@ def test_sizes_have_the_published_numbers_of_parameters(size, millions):
 
 
 def test_size_gives_the_channels_that_are_not_given():
-    assert EDM2Config().channels == 192
-    assert EDM2Config(size="M").channels == 256
-    assert EDM2Config(size="M", channels=64).channels == 64
+    assert EDM2Config().widths[0] == 192
+    assert EDM2Config(size="M").widths[0] == 256
+    assert EDM2Config(size="M", channels=64).widths[0] == 64
+    assert replace(EDM2Config(size="M"), size="XL").widths[0] == 384
     adapter = TypeAdapter(NetworkConfig)
     assert adapter.validate_python({"kind": "edm2", "size": "L"}) == EDM2Config(size="L")
 

@@ -122,3 +122,17 @@ def test_bad_options_are_refused():
     for kind in (Vector, Text):
         with pytest.raises(ValueError, match="at least 1"):
             kind(dim=0)
+
+
+def test_an_empty_value_of_a_zero_null_counts_as_zeros():
+    empty = {"augment": torch.full((2, 3), math.nan)}
+    found = embedding(["augment"])(empty, torch.zeros(2, 1))
+    assert torch.equal(found, torch.zeros(2, 16))
+
+
+def test_texts_of_other_lengths_are_evaluated_one_by_one():
+    flow = Flow(MLP(2, conditions={"caption": ALL["caption"]}))
+    x, t = torch.randn(3, 2), torch.rand(3)
+    long, short = ({"caption": torch.randn(3, n, 4)} for n in (5, 2))
+    for found, cond in zip(flow.under(x, t, [long, short]), (long, short), strict=True):
+        torch.testing.assert_close(found, flow(x, t, cond))

@@ -1,6 +1,7 @@
 """A step that goes wrong sends the run back once, and is left out; a second one stops it."""
 
 import math
+import signal
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ from accelerate.state import AcceleratorState
 from test_trainer import assert_same_bits
 
 from flowmatch.config import load_config
+from flowmatch.flow import Flow
+from flowmatch.losses import Draws, FlowMatching
+from flowmatch.paths import VP
 from flowmatch.runs import build_trainer
 from flowmatch.training.checkpoint import read_state
 from flowmatch.training.result import TrainingFailed
@@ -148,3 +152,86 @@ def test_parts_that_learn_go_back_too(tiny, tmp_path):
     assert all(torch.equal(v, expected[k]) for k, v in found["learned"].items())
     assert expected["density.counts"].sum() > 0
     assert expected["uncertainty.weight"].abs().max() > 0
+
+
+def test_two_bad_batches_are_passed_by_resuming(tiny, tmp_path):
+    """Both are remembered beside the checkpoints, which are older than either."""
+    with pytest.raises(TrainingFailed):
+        build(tiny, tmp_path / "run", poisoned=[4, 5]).run()
+    again = build(tiny, tmp_path / "run", resume="latest", poisoned=[4, 5])
+    assert again.state.skipped == {4, 5}
+    assert again.run().step == 6
+
+
+def test_a_resumed_run_notices_what_the_straight_run_notices(tiny, tmp_path):
+    """The losses that others are compared with are part of the state."""
+    options = ("train.steps=70", "train.save_every_steps=60", "train.log_every_steps=10")
+
+    def jump(trainer):
+        parts = trainer.feed.parts
+
+        def louder(step, images):
+            for part in parts(step, images):
+                yield part._replace(x1=part.x1 * (100 if step == 65 else 1))
+
+        trainer.feed.parts = louder
+        return trainer
+
+    straight = jump(build(tiny, tmp_path / "run", *options)).run()
+    assert read_state(straight.checkpoint)["skipped"] == [65]
+    (tmp_path / "run/skipped_steps.json").unlink()
+    path = str(tmp_path / "run/ckpt/step0000060")
+    resumed = jump(build(tiny, tmp_path / "run", *options, resume=path)).run()
+    assert read_state(resumed.checkpoint)["skipped"] == [65]
+
+
+def test_a_wish_to_stop_outlives_going_back(tiny, tmp_path):
+    trainer = build(tiny, tmp_path / "run", poisoned=[4])
+    update = trainer._update
+
+    def stop():
+        update()
+        if trainer.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer._update = stop
+    result = trainer.run()
+    assert (result.stopped, result.step) == (True, 4)
+
+
+def test_a_checkpoint_without_moments_starts_without_moments(tiny, tmp_path):
+    """What the spike did to the optimizer must not outlive going back to imported weights."""
+    first = build(tiny, tmp_path / "run", "train.steps=2").run().checkpoint
+    state = torch.load(first / "state.pt", weights_only=True)
+    torch.save({**state, "optimizer": None}, first / "state.pt")
+    options = ("train.save_every_steps=null",)
+    trainer = build(tiny, tmp_path / "run", *options, resume="latest", poisoned=[4])
+    assert trainer.run().step == 6
+    assert all(p.isfinite().all() for p in trainer.flow.parameters())
+
+
+def test_what_the_loss_learns_cannot_change_on_the_way(tiny, tmp_path):
+    options = ("train.steps=2", "loss.time={kind: adaptive, bins: 4}")
+    build(tiny, tmp_path / "run", *options).run()
+    for other in ("loss.time={kind: adaptive, bins: 8}", "loss.time={kind: uniform}"):
+        with pytest.raises(ValueError, match=r"has learned .*density.* this run's learns"):
+            build(tiny, tmp_path / "run", other, resume="latest")
+
+
+def test_a_path_whose_velocity_has_no_bound_is_no_spike(tmp_path):
+    """The velocity of vp grows without limit towards t=1: losses keep 1e-4 away from there."""
+    x1 = torch.randn(256, 2)
+    losses = []
+    flow = Flow(Still(), path=VP())
+    for step in range(3000):
+        draws = Draws.like(x1, torch.Generator().manual_seed(step))
+        losses.append(FlowMatching()(flow, x1, draws=draws).item())
+    watch = SpikeWatch(5.0, check_gradients=True)
+    assert watch.look(steps(losses)) is None
+
+
+class Still(torch.nn.Module):
+    num_classes = None
+
+    def forward(self, x, t, cond=None):
+        return torch.zeros_like(x)

@@ -115,8 +115,9 @@ def evaluate(
     )
     from flowmatch.evaluation.document import read_document
     from flowmatch.evaluation.stored import load_stored
+    from flowmatch.facts import field_hash, model_facts
     from flowmatch.room import require_writable
-    from flowmatch.runs import load_flow, model_facts, open_run, weights_file
+    from flowmatch.runs import load_flow, open_run, weights_file
     from flowmatch.training.distributed import describe, start_processes
 
     overrides = [word for word in words if "=" in word]
@@ -177,7 +178,8 @@ def evaluate(
             sweep,
             scores,
             accelerator,
-            model=model_facts(subject, folder, weights) | by,
+            model=model_facts(subject, folder, weights, settings) | by,
+            own_field=field_hash(open_run(subject, checkpoint)[0]),
             weak=weak,
             out=subject / "evaluation",
             json_file=json_file,

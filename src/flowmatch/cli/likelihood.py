@@ -70,9 +70,10 @@ def likelihood(
         write,
     )
     from flowmatch.evaluation.preparation import shown
+    from flowmatch.facts import model_facts
     from flowmatch.likelihood import Exact, Hutchinson
     from flowmatch.room import require_writable
-    from flowmatch.runs import load_flow, model_facts, open_run, weights_file
+    from flowmatch.runs import load_flow, open_run, weights_file
     from flowmatch.solvers import parse
     from flowmatch.training.distributed import describe
 
@@ -116,7 +117,7 @@ def likelihood(
             dataset,
             job,
             device=accelerator.device,
-            model=model_facts(run_dirs[0], folder, weights),
+            model=model_facts(run_dirs[0], folder, weights, settings),
             data_name=settings.data.kind,
             progress=advance,
         )

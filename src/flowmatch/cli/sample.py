@@ -138,6 +138,7 @@ def sample(
 ) -> None:
     """Draw samples: from RUN_DIR, or from -c CONFIG and --weights WEIGHTS."""
     from flowmatch.cli.train import PRECISIONS
+    from flowmatch.facts import field_hash
     from flowmatch.generation import SampleJob, asked_conditions, generate, parse_seeds
     from flowmatch.runs import load_flow, weights_title
     from flowmatch.training.distributed import describe, start_processes
@@ -147,7 +148,7 @@ def sample(
     overridden = solver_overrides(
         words or [], sampling_method=sampling_method, sampling_steps=sampling_steps, grid=grid
     )
-    run_dir, settings, path, checkpoint = _model(words or [], config, weights)
+    run_dir, settings, own, path, checkpoint = _model(words or [], config, weights)
     flow = load_flow(settings, path)
     weights_hash = hash_weights(path)
     guided = guidance_of(guidance, guidance_method, guidance_interval, guidance_schedule)
@@ -194,6 +195,8 @@ def sample(
         weights_hash=weights_hash,
         weights_title=weights_title(path),
         weak_hash=weak_hash,
+        field_hash=field_hash(settings),
+        own_field_hash=field_hash(own),
         **({} if shard_size is None else {"shard_size": shard_size}),
     )
     say = print if accelerator.is_main_process else None
@@ -210,8 +213,9 @@ def sample(
 
 def _model(
     words: list[str], config: Path | None, weights: str | None
-) -> tuple[str | None, Config, Path, Path | None]:
-    """By either door: the run directory if any, config, weights file, the checkpoint if any."""
+) -> tuple[str | None, Config, Config, Path, Path | None]:
+    """By either door: the run directory if any, the config with and without its overrides, the
+    weights file, the checkpoint if any."""
     from flowmatch.config import load_config
     from flowmatch.runs import open_run, weights_file
 
@@ -223,10 +227,11 @@ def _model(
         raise ValueError("give a run directory, or -c CONFIG and --weights WEIGHTS; not both")
     if run_dirs:
         settings, folder = open_run(run_dirs[0], overrides=overrides)
-        return run_dirs[0], settings, weights_file(folder, weights or "ema"), folder
+        own, _ = open_run(run_dirs[0])
+        return run_dirs[0], settings, own, weights_file(folder, weights or "ema"), folder
     if config is None or weights is None:
         raise ValueError("sample needs a run directory, or -c CONFIG and --weights WEIGHTS")
-    return None, load_config(config, overrides), Path(weights), None
+    return None, load_config(config, overrides), load_config(config), Path(weights), None
 
 
 def _classes(

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from flowmatch.component import Component
 from flowmatch.data.conditions import Values
+from flowmatch.data.dataset import digest
+from flowmatch.data.encoder import encoder_stamp
 from flowmatch.data.texts import embedded
 
 
@@ -82,29 +84,63 @@ def read_columns(
     Raises:
         ValueError: a column is missing or of another type, or its texts cannot be embedded.
     """
+    _check_there(table, columns, origin)
+    return {name: _read(table, name, column, origin, first) for name, column in columns.items()}
+
+
+def stamp_columns(table: Any, columns: Mapping[str, ColumnConfig], origin: str) -> dict[str, str]:
+    """What the conditions of all rows of a table are, by name; no text is embedded for it.
+
+    Of texts, the encoder and how many tokens it reads count too.
+
+    Args:
+        table, columns, origin: as of `read_columns`.
+    Raises:
+        ValueError: as `read_columns`.
+    """
+    _check_there(table, columns, origin)
+    return {name: _stamp(table, name, column, origin) for name, column in columns.items()}
+
+
+def _check_there(table: Any, columns: Mapping[str, ColumnConfig], origin: str) -> None:
     for name, config in columns.items():  # what costs nothing first
         if config.column not in table.column_names:
             raise ValueError(
                 f"conditions.{name}.column is {config.column!r}, but {origin} has the columns"
                 f" {', '.join(table.column_names)}; name one of them"
             )
-    return {name: _read(table, name, column, origin, first) for name, column in columns.items()}
 
 
 def _read(table: Any, name: str, config: ColumnConfig, origin: str, first: int | None) -> Values:
+    found = _cells(table, name, config, origin)
+    if isinstance(found, Tensor):
+        return found[:first]
+    assert isinstance(config, TextColumn)
+    return embedded(found, config.encoder, max_tokens=config.max_tokens, first=first)
+
+
+def _stamp(table: Any, name: str, config: ColumnConfig, origin: str) -> str:
+    found = _cells(table, name, config, origin)
+    if isinstance(found, Tensor):
+        return digest(found)
+    assert isinstance(config, TextColumn)
+    return digest(encoder_stamp(config.encoder), str(config.max_tokens), *found)
+
+
+def _cells(table: Any, name: str, config: ColumnConfig, origin: str) -> Tensor | list[str | None]:
+    """The numbers or the texts of a column, all of them."""
     cells = table.column(config.column)
     try:
         if isinstance(config, ScalarColumn):
-            return _scalars(cells)[:first]
+            return _scalars(cells)
         if isinstance(config, VectorColumn):
-            return _vectors(cells)[:first]
-        texts = _texts(cells)
+            return _vectors(cells)
+        return _texts(cells)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"column {config.column!r} of {origin} holds no {config.kind}s ({error}); name another"
             f" column in conditions.{name}, or another kind"
         ) from None
-    return embedded(texts, config.encoder, max_tokens=config.max_tokens, first=first)
 
 
 def _scalars(cells: Any) -> Tensor:

@@ -77,7 +77,7 @@ def shape_of(values: Values) -> tuple[int | None, ...]:
 
 
 def stamp_of(values: Mapping[str, Values]) -> list[str | Tensor]:
-    """What the values are, to be digested; empty without any."""
+    """What the values are, to be digested, e.g. for a protocol; empty without any."""
     parts: list[str | Tensor] = []
     for name, v in sorted(values.items()):
         parts += [name, v.key, v.which] if isinstance(v, Texts) else [name, v]

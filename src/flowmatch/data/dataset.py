@@ -60,10 +60,10 @@ class Dataset(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """What the plain samples and their conditions are: 12 hexadecimal digits, e.g. for a cache.
+        """What the plain samples and their labels are: 12 hexadecimal digits, e.g. for a cache.
 
-        Two sets with the same identity give the same plain batches. Augmentation and the device
-        have no part in it.
+        Two sets with the same identity have the same plain samples and labels. Augmentation, the
+        device and other conditions have no part in it: a caption changes no image.
         """
 
     def batch(self, indices: Tensor, uniforms: Tensor) -> Batch:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from flowmatch.data.batch import Batch
-from flowmatch.data.conditions import LABEL, Values, check_values, rows_of, stamp_of
+from flowmatch.data.conditions import LABEL, Values, check_values, rows_of
 from flowmatch.data.dataset import Dataset, digest
 from flowmatch.data.errors import ImageError, UnreadableImage, summary
 from flowmatch.data.memory import MemoryImages, check_labels
@@ -82,8 +82,7 @@ class DecodedImages(Dataset):
         return Batch(torch.from_numpy(images), rows_of(self.values, indices))
 
     def identity(self) -> str:
-        conditions = stamp_of(self.conditions)
-        return digest(self.source.stamp(), repr(self.transform), str(self.shape[0]), *conditions)
+        return digest(self.source.stamp(), repr(self.transform), str(self.shape[0]))
 
     def _decode(self, index: int, uniforms: Sequence[float] | None) -> np.ndarray:
         pixels = decode(self.source, index, self.transform, self.shape[0], uniforms)

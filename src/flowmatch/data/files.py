@@ -80,7 +80,7 @@ def metadata_of(folder: Path, files: Sequence[str]) -> Any:
             ' {"file_name": "a.png", "caption": "a red bird"}'
         )
     told: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
         try:
             row = json.loads(line) if line.strip() else {"file_name": ""}
             told[os.path.normpath(row.pop("file_name"))] = row

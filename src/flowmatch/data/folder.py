@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from flowmatch.data.columns import read_columns
+from flowmatch.data.columns import ColumnConfig, read_columns, stamp_columns
 from flowmatch.data.conditions import LABEL, Values
-from flowmatch.data.dataset import Dataset, Split
+from flowmatch.data.dataset import Dataset, Split, digest
 from flowmatch.data.files import (
     EXTENSIONS,
     class_names,
@@ -59,11 +60,22 @@ class ImageFolder(ConditionedImages):
         named: dict[str, Values] = {} if labels is None else {LABEL: labels[:first]}
         return named | self._conditions(source, first)
 
+    def stamps(self, split: Split = "train") -> dict[str, str]:
+        source, _ = self._source(split)
+        named = {} if source.labels is None else {LABEL: digest(source.labels)}
+        if not self.conditions:
+            return named
+        return named | stamp_columns(*self._table(source))
+
     def _conditions(self, source: FileSource, first: int | None) -> dict[str, Values]:
         if not self.conditions:
             return {}
-        table, origin = metadata_of(source.folder, source.files), str(source.folder)
-        return read_columns(table, self.conditions, f"{origin}/metadata.jsonl", first=first)
+        return read_columns(*self._table(source), first=first)
+
+    def _table(self, source: FileSource) -> tuple[Any, Mapping[str, ColumnConfig], str]:
+        """The table of what the images are conditioned on, its columns, and what to call it."""
+        table = metadata_of(source.folder, source.files)
+        return table, self.conditions, f"{source.folder}/metadata.jsonl"
 
     def _source(self, split: Split) -> tuple[FileSource, int | None]:
         """The images of a split, and the number of classes."""

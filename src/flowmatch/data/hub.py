@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from flowmatch.data.columns import read_columns
+from flowmatch.data.columns import read_columns, stamp_columns
 from flowmatch.data.conditions import LABEL, Values
-from flowmatch.data.dataset import Dataset, Split
+from flowmatch.data.dataset import Dataset, Split, digest
 from flowmatch.data.images import ConditionedImages
 from flowmatch.data.rows import (
     RowSource,
@@ -75,6 +75,12 @@ class Hub(ConditionedImages):
         labels, _ = self._labels(rows, origin)
         named: dict[str, Values] = {} if labels is None else {LABEL: labels[:first]}
         return named | read_columns(rows.data, self.conditions, origin, first=first)
+
+    def stamps(self, split: Split = "train") -> dict[str, str]:
+        rows, origin = self._rows(split)
+        labels, _ = self._labels(rows, origin)
+        named = {} if labels is None else {LABEL: digest(labels)}
+        return named | stamp_columns(rows.data, self.conditions, origin)
 
     def _labels(self, rows: Any, origin: str) -> tuple[Tensor | None, int | None]:
         if self.label_column is None:

@@ -111,3 +111,7 @@ class ConditionedImages(ImageData, ABC):
             split: which of the two.
             first: of only the first so many images.
         """
+
+    @abstractmethod
+    def stamps(self, split: Split = "train") -> dict[str, str]:
+        """What all of these values are, by name, in 12 hexadecimal digits; nothing is embedded."""

@@ -86,6 +86,12 @@ class Latent(Component):
             found = self._encoded("test", autoencoder, shape)
         return self._open(found, statistics)
 
+    def undecoded(self, split: Split) -> Dataset:
+        """The images of a split, decoded as they are used: enough to encode, or to ask of what."""
+        family: Any = self.images
+        lazy = replace(family, memory_gib=0.0) if hasattr(family, "memory_gib") else family
+        return lazy.build(split)  # type: ignore[no-any-return]
+
     def settled(self, dataset: Dataset) -> Latent:
         """The same with the statistics that its data set has."""
         assert isinstance(dataset, Latents)
@@ -106,16 +112,13 @@ class Latent(Component):
 
     def _encoded(self, split: Split, autoencoder: Autoencoder, shape: tuple[int, ...]) -> _Encoded:
         """A split with its latents, and those of the mirror images where training flips."""
-        family: Any = self.images
-        # a few batches at a time are enough to encode, and nothing is decoded if nothing is missing
-        lazy = replace(family, memory_gib=0.0) if hasattr(family, "memory_gib") else family
-        images = lazy.build(split)
+        images = self.undecoded(split)
         identity = images.identity()
         cache = cache_dir() if self.cache is None else Path(self.cache).expanduser()
         folder = folder_of(cache, identity, autoencoder.weights)
 
         def kind(*, mirrored: bool) -> list[Shard]:
-            name = f"{family.kind} {split}"
+            name = f"{self.images.kind} {split}"
             return encoded(images, autoencoder, shape, folder, mirrored=mirrored, name=name)
 
         flips = split == "train" and getattr(images, "flip", False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowmatch.data.batch import Batch
-from flowmatch.data.conditions import LABEL, Values, check_values, moved, rows_of, stamp_of
+from flowmatch.data.conditions import LABEL, Values, check_values, moved, rows_of
 from flowmatch.data.dataset import Dataset, digest
 from flowmatch.tensors import send
 
@@ -61,7 +61,7 @@ class MemoryArrays(Dataset):
         return Batch(self.x.index_select(0, send(indices, device)), cond)
 
     def identity(self) -> str:
-        return digest(self.x, self.labels, *stamp_of(self.conditions))
+        return digest(self.x, self.labels)
 
     def to(self, device: torch.device | str) -> Self:
         labels = None if self.labels is None else self.labels.to(device)

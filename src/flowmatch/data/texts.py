@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from flowmatch.data.dataset import digest
 from flowmatch.data.encoder import TextEncoder, encoder_stamp
 from flowmatch.room import require_memory
 
-_RECIPE = "last hidden state, float16, 1"
+_RECIPE = "last hidden state, float16, 2"
 _BATCH = 64
 
 
@@ -28,7 +29,9 @@ def embedded(
 ) -> Texts:
     """Texts as token embeddings: from the cache if they are there, else embedded and kept.
 
-    Each distinct text is embedded once, whatever else it is embedded together with.
+    The cache has a folder for each encoder and `max_tokens`, and in it a file for each set of
+    distinct texts. A new set takes from the other files what they have of it, so that a text is
+    embedded once, whatever else it is embedded together with.
 
     Args:
         texts: one a sample; None is no text.
@@ -41,25 +44,70 @@ def embedded(
     there = next((i for i, text in enumerate(texts) if text is not None), None)
     if there is None:
         raise ValueError("there is no text to embed: each one is absent")
-    stamp, wanted = encoder_stamp(encoder), texts[:first]
+    folder = cache_dir() / "texts" / digest(_RECIPE, encoder_stamp(encoder), str(max_tokens))
+    wanted = texts[:first]
     for some in (texts, wanted if there < len(wanted) else texts[there : there + 1]):
         distinct = sorted({text for text in some if text is not None})
-        key = digest(_RECIPE, stamp, str(max_tokens), *distinct)
-        path = cache_dir() / "texts" / f"{key}.safetensors"
+        path = folder / f"{digest(*distinct)}.safetensors"
         if (found := _cached(path)) is not None:
             break
     else:
         with alone(path):  # of several processes one embeds, the others find it done
             if (found := _cached(path)) is None:
-                found = _embed(TextEncoder(encoder), distinct, max_tokens)
+                found = _gather(distinct, encoder, max_tokens, folder)
                 _keep(found, path)
     place = {text: m for m, text in enumerate(distinct)}
     which = torch.tensor([-1 if text is None else place[text] for text in wanted])
-    return Texts(found["tokens"], found["ends"], which, key)
+    return Texts(found["tokens"], found["ends"], which, f"{folder.name}-{path.stem}")
+
+
+def _gather(texts: Sequence[str], encoder: str, max_tokens: int, folder: Path) -> dict[str, Tensor]:
+    """What a file says of distinct texts, in their order; those that no other has are embedded."""
+    known = _known(texts, folder)
+    if missing := [text for text in texts if text not in known]:
+        fresh = _embed(TextEncoder(encoder), missing, max_tokens)
+        known |= zip(missing, _rows(fresh["tokens"], fresh["ends"]), strict=True)
+        if len(missing) == len(texts):
+            return fresh
+    rows = [known[text] for text in texts]
+    need = sum(part.nbytes for part in rows)
+    require_memory(need, f"the embeddings of {len(texts):,} texts")
+    ends = torch.tensor([0, *map(len, rows)]).cumsum(0)
+    return {"tokens": torch.cat(rows), "ends": ends, "names": _names(texts)}
+
+
+def _known(texts: Sequence[str], folder: Path) -> dict[str, Tensor]:
+    """The tokens of those of the texts that some file has."""
+    wanted = dict(zip(_listed(_names(texts)), texts, strict=True))
+    known: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("[!.]*.safetensors")):  # not what is being written
+        if len(known) == len(texts):
+            break
+        if (found := _cached(path)) is not None:
+            rows = zip(_listed(found["names"]), _rows(found["tokens"], found["ends"]), strict=True)
+            known |= {wanted[name]: row for name, row in rows if name in wanted}
+    return known
+
+
+def _names(texts: Sequence[str]) -> Tensor:
+    """What tells each text from all others in a file, [M, 32] uint8."""
+    hashes = b"".join(
+        hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts
+    )
+    return torch.frombuffer(bytearray(hashes), dtype=torch.uint8).view(len(texts), 32)
+
+
+def _listed(names: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in names.numpy()]
+
+
+def _rows(tokens: Tensor, ends: Tensor) -> Sequence[Tensor]:
+    """The tokens of each text, without copies."""
+    return torch.split(tokens, ends.diff().tolist())
 
 
 def _embed(encoder: TextEncoder, texts: Sequence[str], max_tokens: int) -> dict[str, Tensor]:
-    """The tokens of distinct texts, in their order."""
+    """What a file says of distinct texts, in their order, each embedded now."""
     lengths = encoder.lengths(texts, max_tokens)
     require_memory(2 * sum(lengths) * encoder.dim, f"the embeddings of {len(texts):,} texts")
     ends = torch.tensor([0, *lengths]).cumsum(0)
@@ -72,7 +120,7 @@ def _embed(encoder: TextEncoder, texts: Sequence[str], max_tokens: int) -> dict[
             tokens[ends[m] : ends[m + 1]] = rows
     if not bool(tokens.isfinite().all()):
         raise ValueError(f"{encoder.name} gives embeddings that float16 cannot hold; use another")
-    return {"tokens": tokens, "ends": ends}
+    return {"tokens": tokens, "ends": ends, "names": _names(texts)}
 
 
 def _shown(parts: list[list[int]]) -> Any:

@@ -14,9 +14,10 @@ from flowmatch.data import Split
 from flowmatch.edits.edit import SHEET, edit
 from flowmatch.edits.inputs import Inputs, inputs_from_data, inputs_from_files
 from flowmatch.edits.job import EditJob
+from flowmatch.facts import model_facts
 from flowmatch.flow import Flow
 from flowmatch.generation import asked_conditions
-from flowmatch.runs import load_flow, model_facts, open_run, weights_file
+from flowmatch.runs import load_flow, open_run, weights_file
 
 
 def edit_run(
@@ -60,7 +61,7 @@ def edit_run(
         told = asked_conditions(config, flow, prompts=prompts, given=given)
         job = replace(job, conditions=told)
     inputs = _inputs(flow, config, job, images, data, count)
-    facts = model_facts(run_dir, folder, weights)
+    facts = model_facts(run_dir, folder, weights, config)
     source = {"data": data} if data is not None else {"files": [str(path) for path in images]}
     return edit(flow, inputs, job, facts={"model": facts, "source": source})
 

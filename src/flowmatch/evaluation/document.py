@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flowmatch.config import flat
@@ -21,17 +23,25 @@ class Document:
     Args:
         path: the file; None keeps it in memory.
         protocol: what all rows have in common.
+        unsaid: what a file means that lacks a key of the protocol, by the key with its dots.
     Raises:
         ValueError: the file holds something else.
     """
 
-    def __init__(self, path: Path | None, protocol: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        protocol: dict[str, Any],
+        *,
+        unsaid: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.path = path
         self.content: dict[str, Any] = {"protocol": protocol, "rows": []}
         if path is None or not path.exists():
             return
         found = read_document(path)
-        before, now = flat(found["protocol"]), flat(json.loads(json.dumps(protocol)))
+        before = {**unsaid, **flat(found["protocol"])}
+        now = flat(json.loads(json.dumps(protocol)))
         keys = (before.keys() | now.keys()) - {"model.name"}
         other = sorted(k for k in keys if before.get(k) != now.get(k))
         if other:

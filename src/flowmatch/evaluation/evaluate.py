@@ -42,6 +42,7 @@ def evaluate_flow(
     accelerator: Accelerator,
     *,
     model: dict[str, Any],
+    own_field: str | None = None,
     weak: Flow | None = None,
     out: Path | None = None,
     json_file: Path | None = None,
@@ -51,7 +52,8 @@ def evaluate_flow(
 
     Args:
         flow: the model, on the accelerator's device.
-        model: what the protocol says of it: name, weights, hash, step, images seen.
+        model: what the protocol says of it: name, weights, hash, field, step, images seen.
+        own_field: the field of the run's own config, which older files mean that name none.
         weak: the weak model of autoguidance, on the same device; None without one.
         out: folder for the JSON file and the pictures; None writes no pictures.
         json_file: where the JSON goes instead.
@@ -60,7 +62,8 @@ def evaluate_flow(
     protocol = protocol_of(scores, sweep, accelerator, model, flow)
     scores.warn_about(sweep.count)
     stem = _stem(protocol)
-    document = Document(json_file or (out / f"{stem}.json" if out else None), protocol)
+    path = json_file or (out / f"{stem}.json" if out else None)
+    document = Document(path, protocol, unsaid={"model.field": own_field})
     todo = [s for s in solvers if not document.has(solver_facts(s))]
     if len(todo) < len(solvers):
         say(f"{len(solvers) - len(todo)} of {len(solvers)} rows are there already")

@@ -99,6 +99,7 @@ def _model(model: Mapping[str, Any]) -> str:
     if "weights" not in model:
         return f"stored samples {model['name']} {model['hash']}"
     text = f"{model['weights']} weights {model['hash']}"
+    text += f", field {model['field']}" if "field" in model else ""
     seen = model.get("images_seen")
     text += f", {seen:,} images seen" if seen is not None else ""
     return text + (f", autoguided by {model['autoguide']}" if "autoguide" in model else "")

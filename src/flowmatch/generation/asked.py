@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from flowmatch.config import Config
-from flowmatch.data import TextColumn, Values, decoded_data, embedded, shape_of
+from flowmatch.data import (
+    ConditionedImages,
+    TextColumn,
+    Values,
+    decoded_data,
+    embedded,
+    shape_of,
+)
 from flowmatch.data.dataset import digest
 from flowmatch.data.encoder import encoder_stamp
 from flowmatch.dealing import Dealt, others_of, usual_conditions
@@ -72,14 +79,14 @@ def asked_conditions(
 
 
 def _of_data(config: Config, flow: Flow, count: int) -> Dealt:
+    images = decoded_data(config.data)
     try:
         dealt = usual_conditions(flow, config.data, count)
+        stamps = images.stamps("train") if isinstance(images, ConditionedImages) else {}
     except ValueError as error:
-        raise ValueError(
-            f"without --prompt or --cond the conditions are those of the training data: {error}"
-        ) from None
-    images = decoded_data(config.data)
-    facts = {"names": list(dealt.values), "hash": digest(repr(images))}
+        raise ValueError(f"without --prompt or --cond {error}") from None
+    names = list(dealt.values)
+    facts = {"names": names, "stamps": {name: stamps[name] for name in names if name in stamps}}
     return Dealt(dealt.values, dealt.title, {f"{images.kind} train": facts})
 
 
@@ -114,7 +121,8 @@ def _read(
                 f"{column.encoder} embeds tokens as {found.tokens.shape[1]} numbers, but the"
                 f" network's {name} has dim {condition.shape[-1]}; give the encoder of the training"
             )
-        return found, {"texts": words, "encoder": encoder_stamp(column.encoder)}
+        facts = {"texts": words, "encoder": encoder_stamp(column.encoder), "key": found.key}
+        return found, facts
     parts = [_numbers(name, word, condition) for word in words]
     values = torch.cat(parts)
     return values, {"values": words, "hash": digest(values)}
@@ -126,8 +134,10 @@ def _numbers(name: str, word: str, condition: Condition) -> Tensor:
     wanted = "a number or a .npy file [N]" if scalar else "a .npy file [N, dim]"
     try:
         array = np.load(word) if word.endswith(".npy") else np.array(float(word))
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+            raise ValueError(f"it holds {getattr(array, 'dtype', 'archives')}, no real numbers")
         found = torch.from_numpy(array.astype(np.float32))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         why = getattr(error, "strerror", None) or error
         raise ValueError(
             f"cannot read --cond {name}={word} ({why}); {name} takes {wanted}"

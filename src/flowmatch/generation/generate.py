@@ -53,7 +53,7 @@ def generate(
     job.check(flow, weak)
     record = new_record(flow, job)
     if accelerator.is_main_process:
-        record = claim(job.save_dir, record)
+        record = claim(job.save_dir, record, own_field=job.own_field_hash)
     accelerator.wait_for_everyone()
     began, device = time.perf_counter(), accelerator.device
     store = _STORES[job.format](job)

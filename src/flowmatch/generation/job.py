@@ -49,6 +49,8 @@ class SampleJob:
         compile: what `torch.compile` takes: nothing, the network, or the whole integration.
         weights_hash, weights_title: name the weights in the record, and say which average they are.
         weak_hash: names the weak model of autoguidance; None without one.
+        field_hash: names what turns the weights into a field, see `facts.field_hash`.
+        own_field_hash: the same without overrides: what older records mean, which name none.
     """
 
     seeds: Sequence[int]
@@ -66,6 +68,8 @@ class SampleJob:
     weights_hash: str = ""
     weights_title: str = ""
     weak_hash: str | None = None
+    field_hash: str = ""
+    own_field_hash: str = ""
 
     def check(self, flow: Flow, weak: Flow | None = None) -> None:
         """Refuse a job that cannot be done, before anything is written."""

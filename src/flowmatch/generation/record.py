@@ -17,8 +17,8 @@ from flowmatch.guidance import Guidance
 from flowmatch.solvers import describe
 
 _WHAT_MAKES_A_SAMPLE = (
-    *("weights", "autoencoder", "autoguide", "solver", "seed", "label", "dealt", "conditions"),
-    *("guidance", "format", "shard_size"),
+    *("weights", "field", "autoencoder", "autoguide", "solver", "seed", "label", "classes"),
+    *("dealt", "conditions", "guidance", "format", "shard_size"),
 )
 _NAME = "sampling.json"
 
@@ -43,6 +43,7 @@ def new_record(flow: Flow, job: SampleJob) -> dict[str, Any]:
         "version": flowmatch.__version__,
         "weights": job.weights_hash,
         "average": job.weights_title,
+        "field": job.field_hash,
         "autoencoder": None if flow.decoder is None else flow.decoder.weights,
         "autoguide": job.weak_hash,
         "solver": _json_like(describe(job.solver)),
@@ -59,9 +60,13 @@ def new_record(flow: Flow, job: SampleJob) -> dict[str, Any]:
     }
 
 
-def claim(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+def claim(folder: Path, record: dict[str, Any], *, own_field: str) -> dict[str, Any]:
     """Take a folder for these samples; the record that it has from now on.
 
+    Args:
+        folder: where they go.
+        record: how they are drawn.
+        own_field: the field of older records, which do not name it.
     Raises:
         ValueError: it holds samples of another setting, or images that nobody recorded.
     """
@@ -69,7 +74,7 @@ def claim(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another --save_dir")
     if path.exists():
-        before = _completed(_read(path))
+        before = _completed(_read(path), record, own_field=own_field)
         if not any(p.name != _NAME for p in folder.iterdir()):
             write_record(folder, record)  # nothing was drawn before the job failed
             return record
@@ -105,11 +110,30 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _completed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with what older versions left out: guidance was once its scale alone."""
+def _completed(record: dict[str, Any], now: dict[str, Any], *, own_field: str) -> dict[str, Any]:
+    """A record with what older versions left out: guidance was once its scale alone.
+
+    What they did not say of conditions is taken to be as it is now.
+    """
     guidance = record.get("guidance", 1.0)
     known = guidance if isinstance(guidance, dict) else {"scale": guidance}
-    return {**record, "guidance": {**_json_like(asdict(Guidance())), **known}}
+    told = record.get("conditions")
+    if told is not None:
+        here = now["conditions"] or {}
+        told = {name: _facts_completed(facts, here.get(name, {})) for name, facts in told.items()}
+    return {
+        "field": own_field,
+        **record,
+        "conditions": told,
+        "guidance": {**_json_like(asdict(Guidance())), **known},
+    }
+
+
+def _facts_completed(facts: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Of texts, older records had no `key`; of data, a hash of their config for the `stamps`."""
+    if "stamps" in now and "stamps" not in facts:
+        return {"names": facts.get("names"), "stamps": now["stamps"]}
+    return {"key": now["key"], **facts} if "key" in now else facts
 
 
 def _json_like(value: Any) -> Any:

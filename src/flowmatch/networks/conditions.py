@@ -152,11 +152,12 @@ class ScalarEmbedding(nn.Module):
 
 
 class LinearEmbedding(nn.Linear):
-    """A linear map of the vector, nothing else: zeros stay zeros."""
+    """A linear map of the vector, nothing else: zeros stay zeros, and NaN counts as zeros."""
 
     def forward(self, value: Tensor) -> Tensor:
         """[B, dim] -> [B, width]."""
-        return super().forward(value.to(self.weight.dtype))
+        given = torch.where(value.isnan().any(1, keepdim=True), 0.0, value)
+        return super().forward(given.to(self.weight.dtype))
 
 
 class VectorEmbedding(nn.Linear):

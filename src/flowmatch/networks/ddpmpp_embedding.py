@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from flowmatch.networks.conditions import Condition, ConditionEmbedding
+from flowmatch.networks.conditions import Condition, ConditionEmbedding, LinearEmbedding
 from flowmatch.networks.ddpmpp_layers import xavier_init
 from flowmatch.networks.ddpmpp_sizes import Embedding
 from flowmatch.networks.embeddings import (
@@ -57,6 +57,9 @@ class JointEmbedding(nn.Module):
         self.cond_emb: ConditionEmbedding | None = None
         if self.conditions:
             self.cond_emb = ConditionEmbedding(self.conditions, self.features)
+            for layer in self.cond_emb.values():
+                if isinstance(layer, LinearEmbedding):  # of the augmentation
+                    xavier_init(layer)
         self.layers = nn.Sequential(
             xavier_init(nn.Linear(self.features, width)),
             nn.SiLU(),

@@ -86,8 +86,6 @@ class EDM2Config(Component):
             raise ValueError(
                 f"size is {self.size!r}; it must be one of {', '.join(SIZES)}, or None"
             )
-        if self.channels is None:
-            object.__setattr__(self, "channels", SIZES[self.size or "S"])
         check_positive(self, "channels", "blocks", "head_channels")
         check_multipliers(self.multipliers)
         check_dropout(self.dropout)
@@ -96,8 +94,8 @@ class EDM2Config(Component):
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
-        assert self.channels is not None  # __post_init__ saw to it
-        return tuple(self.channels * multiplier for multiplier in self.multipliers)
+        channels = self.channels or SIZES[self.size or "S"]
+        return tuple(channels * multiplier for multiplier in self.multipliers)
 
     def build(self, shape: tuple[int, ...]) -> EDM2UNet:
         """The network for images of shape (C, H, W).

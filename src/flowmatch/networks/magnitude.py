@@ -10,6 +10,7 @@ Source: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Di
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -141,9 +142,16 @@ class MPWeight(nn.Module):
     def _force(self) -> None:
         # `.data`: a graph that holds the weight stays valid, for what is normalised already is
         # rewritten as it is. So several forward passes may come before one backward pass.
-        # Transforms such as `torch.func.jvp` refuse to write to anything but their arguments.
-        with torch._C._DisableFuncTorch():
+        # Transforms such as `torch.func.jvp` refuse to write to anything but their arguments;
+        # `torch.compile` does not know the context that lets us.
+        free = contextlib.nullcontext if torch.compiler.is_compiling() else _free_of_transforms
+        with free():
             self.weight.data.copy_(self._normalized())
+
+
+def _free_of_transforms() -> contextlib.AbstractContextManager[None]:
+    context: contextlib.AbstractContextManager[None] = torch._C._DisableFuncTorch()
+    return context
 
 
 class MPLinear(MPWeight):

@@ -108,7 +108,7 @@ class LearnedDensity(nn.Module):
         """Uniform numbers [B] in [0, 1) to numbers that follow `shares`."""
         shares = self.shares()
         ends = shares.cumsum(0)
-        bin = torch.searchsorted(ends, u, right=True).clamp(max=len(ends) - 1)
+        bin = torch.searchsorted(ends, u.contiguous(), right=True).clamp(max=len(ends) - 1)
         within = ((u - (ends - shares)[bin]) / shares[bin]).clamp(0, 1)
         return Bent(below_one((bin + within) / len(ends)), 1 / (len(ends) * shares[bin]))
 

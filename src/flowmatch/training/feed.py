@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowmatch.augmentation import AugmentationConfig
 from flowmatch.data import Batch, Dataset, ShuffledOrder, stream
 from flowmatch.losses import Draws
 from flowmatch.randomness import Rows
 from flowmatch.training.draws import Split, draw, requests
+from flowmatch.training.settings import TrainConfig
 
 
 class Part(NamedTuple):
@@ -30,9 +30,7 @@ class Feed:
     Args:
         dataset: the data.
         split: how the global batch is dealt.
-        seed: of everything random.
-        workers: processes that decode images.
-        augment: how images are moved, or None.
+        config: says the seed, the workers and how images are moved.
         device: where the parts are wanted.
         channels_last: their layout in memory.
     """
@@ -41,15 +39,13 @@ class Feed:
         self,
         dataset: Dataset,
         split: Split,
+        config: TrainConfig,
         *,
-        seed: int,
-        workers: int,
-        augment: AugmentationConfig | None,
         device: torch.device,
         channels_last: bool,
     ) -> None:
-        self._dataset, self._split, self._seed = dataset, split, seed
-        self._workers, self._augment, self._device = workers, augment, device
+        self._dataset, self._split, self._seed = dataset, split, config.seed
+        self._workers, self._augment, self._device = config.workers, config.augment, device
         self._format = torch.channels_last if channels_last else torch.preserve_format
         self._batches: Iterator[Batch] | None = None
         self._next = -1

@@ -97,8 +97,9 @@ class Snapshots:
         for std in self._kept.stds:
             profile = Power(std=std)
             tensors = tensors_of(averages[profile])
-            if self._kept.precision == "fp16":
-                tensors = {name: _halved(value) for name, value in tensors.items()}
+            if self._kept.precision == "fp16":  # buffers may be frequencies, which bear no rounding
+                learned = dict(averages[profile].named_parameters())
+                tensors |= {name: _halved(tensors[name]) for name in learned}
             path = self.folder / f"snapshot-step{step:07d}-{profile.name}.safetensors"
             write_average(path, tensors, profile.name, profile.title, step=step, images=images)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from flowmatch.training.result import TrainingFailed
 from flowmatch.training.tracking import Tracker
 
 SKIPPED = "skipped_steps.json"
@@ -52,55 +53,67 @@ class WentWrong(Exception):
         self.spike = spike
 
 
-@dataclass
-class Rollback:
-    """That a run was sent back.
+class SecondChance:
+    """The one time that a run is sent back, and which of its batches are left out.
 
     Args:
-        spike: why.
-        from_step: the step it had come to.
-        told: whether it was said.
+        run_dir: keeps the steps that went wrong, so that a resumed run leaves them out too.
     """
 
-    spike: Spike
-    from_step: int
-    told: bool = False
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / SKIPPED
+        self._spike: Spike | None = None
+        self._from_step: int | None = None
+
+    def known(self) -> set[int]:
+        """The steps of the run that went wrong so far, zero-based."""
+        return set(json.loads(self._path.read_text())) if self._path.is_file() else set()
+
+    def keep(self, steps: set[int]) -> None:
+        """Write them down, whole or not at all."""
+        partial = self._path.with_name(f".{SKIPPED}.partial")
+        partial.write_text(json.dumps(sorted(steps)))
+        os.replace(partial, self._path)
+
+    def take(self, spike: Spike, *, from_step: int, good: Path | None, anew: bool) -> None:
+        """Go back for a spike.
+
+        Args:
+            spike: what went wrong.
+            from_step: where the run was.
+            good: its last good checkpoint.
+            anew: whether it can start from its beginning instead.
+        Raises:
+            TrainingFailed: it was sent back before, or there is nothing to go back to.
+        """
+        if self._spike is not None or (good is None and not anew):
+            raise TrainingFailed(self._last_words(spike, good))
+        self._spike, self._from_step = spike, from_step
 
     def tell(self, tracker: Tracker, step: int, images: int) -> None:
-        """Say and record it, at the step that the run went back to."""
-        self.told = True
-        content = {"spike": str(self.spike), "from_step": self.from_step}
+        """Say and record, once, that the run went back to this step."""
+        if self._from_step is None:
+            return
+        content = {"spike": str(self._spike), "from_step": self._from_step}
         tracker.record(step, {"images": images, "rolled_back": content})
         tracker.say(
             step,
-            f"{self.spike}: went back from step {self.from_step} to {step}, to go on without that"
+            f"{self._spike}: went back from step {self._from_step} to {step}, to go on without that"
             " batch; the next time, the run stops",
         )
+        self._from_step = None
 
-
-def read_skipped(run_dir: Path) -> set[int]:
-    """The steps of a run that went wrong so far, zero-based."""
-    path = run_dir / SKIPPED
-    return set(json.loads(path.read_text())) if path.is_file() else set()
-
-
-def write_skipped(run_dir: Path, steps: set[int]) -> None:
-    """Keep them, so that a resumed run leaves them out too; whole or not at all."""
-    partial = run_dir / f".{SKIPPED}.partial"
-    partial.write_text(json.dumps(sorted(steps)))
-    os.replace(partial, run_dir / SKIPPED)
-
-
-def final_spike(spike: Spike, first: Spike | None, good: Path | None) -> str:
-    """Why the run stops, and how to go on."""
-    hint = (
-        f"the last good checkpoint is {good}; continue with --resume, which leaves both batches"
-        " out, or lower train.lr or train.max_grad_norm besides"
-        if good is not None
-        else "no checkpoint was written yet; lower train.lr, or look at the data"
-    )
-    before = "" if first is None else f"; the run was already sent back once, as {first}"
-    return f"{spike}{before}. {hint[0].upper()}{hint[1:]}"
+    def _last_words(self, spike: Spike, good: Path | None) -> str:
+        hint = (
+            f"The last good checkpoint is {good}; continue with --resume, which leaves what went"
+            " wrong out, or lower train.lr or train.max_grad_norm besides"
+            if good is not None
+            else "No checkpoint was written yet; lower train.lr, or look at the data"
+        )
+        before = ""
+        if self._spike is not None:
+            before = f"; the run was already sent back once, as {self._spike}"
+        return f"{spike}{before}. {hint}"
 
 
 class SpikeWatch:

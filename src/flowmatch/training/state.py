@@ -52,8 +52,8 @@ class TrainingState:
         self.overflows = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         """Steps that the loss scaler left out, so far."""
 
-    def contents(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+    def contents(self, config_yaml: str) -> dict[str, Any]:
+        """What a checkpoint holds: all of it, and the run's config."""
         scaler = self._accelerator.scaler
         return {
             "network": self._flow.network,
@@ -68,6 +68,7 @@ class TrainingState:
                 "overflows": int(self.overflows),
                 "losses": self._watch.losses,
             },
+            "config_yaml": config_yaml,
         }
 
     def advance(self, images: int) -> None:
@@ -114,7 +115,7 @@ class TrainingState:
         self._untrained = None
 
     @property
-    def is_anew_possible(self) -> bool:
+    def can_start_anew(self) -> bool:
         """Whether the untrained weights are still at hand."""
         return self._untrained is not None
 

@@ -26,20 +26,11 @@ from flowmatch.training.evaluating import Evaluate, Evaluations, tell
 from flowmatch.training.feed import Feed
 from flowmatch.training.meter import Meter
 from flowmatch.training.objective import Objective
-from flowmatch.training.result import Result, TrainingFailed
+from flowmatch.training.result import Result
 from flowmatch.training.settings import TrainConfig
 from flowmatch.training.showing import View
 from flowmatch.training.snapshots import Snapshots
-from flowmatch.training.spikes import (
-    Rollback,
-    Spike,
-    SpikeWatch,
-    Step,
-    WentWrong,
-    final_spike,
-    read_skipped,
-    write_skipped,
-)
+from flowmatch.training.spikes import SecondChance, Spike, SpikeWatch, Step, WentWrong
 from flowmatch.training.state import TrainingState
 from flowmatch.training.tracking import Tracker
 
@@ -91,13 +82,7 @@ class Trainer:
         if channels_last:
             flow.to(memory_format=torch.channels_last)
         self.feed = Feed(
-            self.dataset,
-            self.split,
-            seed=config.seed,
-            workers=config.workers,
-            augment=config.augment,
-            device=self.device,
-            channels_last=channels_last,
+            self.dataset, self.split, config, device=self.device, channels_last=channels_last
         )
         self.averages = Averages(flow, config.profiles)
         self.dropouts = dropouts_of(flow)
@@ -123,7 +108,7 @@ class Trainer:
             accelerator=accelerator,
         )
         self._meter = Meter(accelerator, max_grad_norm=config.max_grad_norm)
-        self._rollback: Rollback | None = None
+        self._second_chance = SecondChance(run_dir)
         self._resumed_from: Path | None = None
 
     @property
@@ -131,15 +116,10 @@ class Trainer:
         """Steps that are done."""
         return self.state.step
 
-    @property
-    def images(self) -> int:
-        """Images that were seen."""
-        return self.state.images
-
     def resume(self, checkpoint: Path) -> None:
         """Take up the state of a checkpoint; call it before the first step."""
         self.state.take_up(checkpoint, self.config.profiles)
-        self.state.skipped |= read_skipped(self.run_dir)
+        self.state.skipped |= self._second_chance.known()
         self._resumed_from = checkpoint
 
     def run(self) -> Result:
@@ -202,7 +182,7 @@ class Trainer:
         config, count = self.config, self.config.accumulate
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(self.step)
-        for i, part in enumerate(self.feed.parts(self.step, self.images)):
+        for i, part in enumerate(self.feed.parts(self.step, self.state.images)):
             if self.step in self.state.skipped:
                 continue
             for number, layer in enumerate(self.dropouts):
@@ -217,7 +197,7 @@ class Trainer:
         if self.step not in self.state.skipped:
             self._update()
         self.state.advance(config.batch)
-        self.averages.update(self.step, batch=config.batch, images=self.images)
+        self.averages.update(self.step, batch=config.batch, images=self.state.images)
 
     def _update(self) -> None:
         """Move the weights by the gradients of the step."""
@@ -237,8 +217,8 @@ class Trainer:
         steps = self._require_good()
         if not steps:  # all since the last line were left out
             return
-        metrics = self._meter.read(self.images, steps)
-        metrics = {"images": self.images, "lr": self.config.lr_at(self.step - 1), **metrics}
+        metrics = self._meter.read(self.state.images, steps)
+        metrics = {"images": self.state.images, "lr": self.config.lr_at(self.step - 1), **metrics}
         left_out = sum(step < self.step for step in self.state.skipped)
         if skipped := left_out + int(self.state.overflows):
             metrics["skipped_steps"] = skipped
@@ -253,26 +233,25 @@ class Trainer:
             if self.accelerator.is_main_process:
                 one = Probe.of(self.dataset, 1, known=self.flow.nulls, seed=0, device=self.device)
                 facts = starting_facts(self.averages.own, one.x1, one.cond, self.accelerator)
-                tracker.record(self.step, {"images": self.images, "started": facts})
+                tracker.record(self.step, {"images": self.state.images, "started": facts})
             self.accelerator.wait_for_everyone()  # the measurement has the machine for itself
         self.evaluations.take_up(tracker, self.checkpoints)
         if self.evaluations.due(self.step):
             self._evaluate(tracker)
-        if self._rollback is not None and not self._rollback.told:
-            self._rollback.tell(tracker, self.step, self.images)
+        self._second_chance.tell(tracker, self.step, self.state.images)
         before = tracker.last("seconds")
-        self._meter.start(self.images, before["seconds"] if before else 0.0)
+        self._meter.start(self.state.images, before["seconds"] if before else 0.0)
 
     def _keep_snapshots(self) -> None:
         self._require_good(weights=True)
         if self.accelerator.is_main_process:
-            self.snapshots.save(self.averages.networks, step=self.step, images=self.images)
+            self.snapshots.save(self.averages.networks, step=self.step, images=self.state.images)
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
         self._require_good(weights=True)
         if self.accelerator.is_main_process:
-            contents = {**self.state.contents(), "config_yaml": self.config_yaml}
+            contents = self.state.contents(self.config_yaml)
             self.checkpoints.save(self.step, **contents, keep_last=self.config.keep_last)
         self.state.is_saved()
         self.accelerator.wait_for_everyone()
@@ -302,18 +281,18 @@ class Trainer:
             folder.mkdir(exist_ok=True)
             picture.save(folder / f"step{self.step:07d}.png")
             tracker.image(self.step, "samples", np.asarray(picture))
-            tracker.record(self.step, {"images": self.images, **numbers}, scalars=numbers)
+            tracker.record(self.step, {"images": self.state.images, **numbers}, scalars=numbers)
         self.accelerator.wait_for_everyone()
 
     def _evaluate(self, tracker: Tracker) -> None:
         self._require_good(weights=True)
         found, is_best = self.evaluations.run(self.averages.own, self.step)
         if is_best and self.accelerator.is_main_process:
-            record = {"images": self.images, "evaluation": found.record()}
-            contents = {**self.state.contents(), "config_yaml": self.config_yaml}
+            record = {"images": self.state.images, "evaluation": found.record()}
+            contents = self.state.contents(self.config_yaml)
             self.checkpoints.save_best({"step": self.step, **record}, **contents)
         # the record comes last: a kill before it repeats the evaluation
-        tell(found, tracker, step=self.step, images=self.images, is_best=is_best)
+        tell(found, tracker, step=self.step, images=self.state.images, is_best=is_best)
         self.accelerator.wait_for_everyone()
 
     def _go_back(self, spike: Spike) -> None:
@@ -325,11 +304,9 @@ class Trainer:
         good = self.checkpoints.newest() or self._resumed_from
         self.state.skipped.add(spike.step)
         if self.accelerator.is_main_process:
-            write_skipped(self.run_dir, self.state.skipped)
-        if self._rollback is not None or (good is None and not self.state.is_anew_possible):
-            first = self._rollback.spike if self._rollback is not None else None
-            raise TrainingFailed(final_spike(spike, first, good))
-        self._rollback = Rollback(spike, from_step=self.step)
+            self._second_chance.keep(self.state.skipped)
+        anew = self.state.can_start_anew
+        self._second_chance.take(spike, from_step=self.step, good=good, anew=anew)
         if good is not None:
             self.state.take_up(good, self.config.profiles)
         else:

@@ -16,10 +16,11 @@ from pydantic import TypeAdapter
 import flowmatch
 from flowmatch.dealing import Dealt, others_of, usual_conditions
 from flowmatch.evaluation import Request, prepare
+from flowmatch.facts import model_facts
 from flowmatch.flow import Flow
 from flowmatch.randomness import keyed_generator
 from flowmatch.room import require_writable
-from flowmatch.runs import load_flow, model_facts, open_run, weights_file
+from flowmatch.runs import load_flow, open_run, weights_file
 from flowmatch.sampling import noise
 from flowmatch.solvers import GridSolver, SolverConfig, describe
 from flowmatch.training.tracking import Bar
@@ -131,7 +132,7 @@ def tune_run(
         among_all = contenders(found, job, cost)
         judged = judge(flow, among_all, job, cost, scores, accelerator, dealt=dealt)
         outcome = Outcome(found, tuple(judged), scores.primary)
-    facts = model_facts(run_dir, folder, weights)
+    facts = model_facts(run_dir, folder, weights, config)
     record = _record(job, outcome, facts, clamped=_is_images(flow))
     write_entry(run_dir, job.nfe, job.guidance, record)
     return outcome
