@@ -254,12 +254,13 @@ def test_a_damaged_snapshot_is_named(tmp_path, straight):
 
 def test_the_disk_must_hold_the_snapshots(tiny, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("flowmatch.runs.require_space", lambda *told: asked.append(told))
+    monkeypatch.setattr("flowmatch.sketch.require_space", lambda *told: asked.append(told))
     one = "train.post_hoc={stds: [0.1], every_steps: 1}"
     build(tiny, tmp_path / "a")
     build(tiny, tmp_path / "b", one)
     build(tiny, tmp_path / "c", one.replace("1}", "1, precision: fp16}"))
-    (_, none, what), (_, full, more), (_, half, _) = asked
+    assert asked[::2] == asked[1::2]  # before and after the data
+    (_, none, what), (_, full, more), (_, half, _) = asked[::2]
     parameters = none / 16 / 4
     assert what == "4 checkpoints"
     assert more == "4 checkpoints and 6 snapshots of averages"
