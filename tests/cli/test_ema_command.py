@@ -172,7 +172,8 @@ def test_a_protocol_names_the_average(flowmatch, tmp_path):
         model = json.loads(path.read_text())["protocol"]["model"]
         assert (model["weights"], model["step"]) == (title, step)
         assert model["images_seen"] == 16 * step
-        assert f"{title} weights {model['hash']}, {16 * step} images seen" in out
+        named = f"{title} weights {model['hash']}, field {model['field']}"
+        assert f"{named}, {16 * step} images seen" in out
     # what differs is what is compared
     assert flowmatch("compare", tmp_path / "0.json", tmp_path / "1.json")[0] == 0
 
