@@ -229,6 +229,8 @@ def _explain(error: Mapping[str, Any], root: Any) -> str:
         return f"{name}: is missing"
     if kind == "value_error":
         return f"{name}: {context['error']}"
+    if kind in ("model_attributes_type", "dataclass_type") and isinstance(came, str):
+        return f"{name}: is a mapping, e.g. {{kind: {came}}}, got {came!r}"
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{name}: {message}, got {came!r}"
 

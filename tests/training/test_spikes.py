@@ -159,8 +159,16 @@ def test_two_bad_batches_are_passed_by_resuming(tiny, tmp_path):
     with pytest.raises(TrainingFailed):
         build(tiny, tmp_path / "run", poisoned=[4, 5]).run()
     again = build(tiny, tmp_path / "run", resume="latest", poisoned=[4, 5])
-    assert again.state.skipped == {4, 5}
     assert again.run().step == 6
+    assert again.state.skipped == {4, 5}
+
+
+def test_bad_batches_before_the_first_checkpoint_are_passed_too(tiny, tmp_path):
+    with pytest.raises(TrainingFailed, match="No checkpoint was written yet"):
+        build(tiny, tmp_path / "run", poisoned=[0, 1]).run()
+    again = build(tiny, tmp_path / "run", resume="latest", poisoned=[0, 1])
+    assert again.run().step == 6
+    assert again.state.skipped == {0, 1}
 
 
 def test_a_resumed_run_notices_what_the_straight_run_notices(tiny, tmp_path):

@@ -35,6 +35,8 @@ def ema(
 
     if out is not None and (out.suffix != ".safetensors" or out.is_dir()):
         raise ValueError(f"an average is written to a .safetensors file, not to {out}")
+    if not (run_dir / "config.yaml").is_file():
+        raise ValueError(f"{run_dir} is no run directory: it has no config.yaml")
     found = reconstruct(run_dir, std, images=images)
     path = out or run_dir / "ema" / found.file_name
     require_writable(path.parent)

@@ -20,9 +20,12 @@ from flowmatch.losses.weighting import (
     WeightingConfig,
 )
 from flowmatch.networks.conditions import AUGMENT
-from flowmatch.paths import Predicted, Prediction
+from flowmatch.paths import Predicted
 from flowmatch.tensors import expand_like
 from flowmatch.times import LearnedDensity, TimeConfig, Uniform, adaptive_part
+
+Space = Literal["velocity", "x1", "x0", "score", "prediction"]
+"""What an error is measured in; "prediction" is whatever the network predicts."""
 
 _INSIDE = 1e-4
 """How far from the ends losses are taken: there, targets and weights may have no bound."""
@@ -86,7 +89,7 @@ class FlowMatching(Component):
 
     time: TimeConfig = Uniform()
     coupling: CouplingConfig = Independent()
-    space: Prediction | Literal["prediction"] | None = None
+    space: Space | None = None
     weighting: WeightingConfig = Constant()
     distance: DistanceConfig = Squared()
     max_weight: float = 400.0

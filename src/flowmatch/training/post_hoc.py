@@ -225,9 +225,13 @@ def _out_of_reach(
     basis: Basis, profile: Power, at: int, error: float, folder: Path, count: int
 ) -> str:
     reach = basis.reach(at)
-    within = f"stds from {reach[0]:.2g} to {reach[1]:.2g}" if reach else "no std at all"
+    within = (
+        f"Within {WORST:.0%} are stds from {reach[0]:.2g} to {reach[1]:.2g}: choose another --std"
+        if reach
+        else "No std is within reach at this time: choose an --images of a snapshot"
+    )
     return (
         f"{profile.name} at {at:,} images cannot be put together from the {count} snapshots in"
-        f" {folder}: the profile of the closest mixture is {error:.0%} off. Within {WORST:.0%} are"
-        f" {within}; choose another --std or --images, or keep snapshots more often"
+        f" {folder}: the profile of the closest mixture is {error:.0%} off. {within}, or keep"
+        " snapshots more often"
     )

@@ -89,7 +89,9 @@ class TrainConfig(Component):
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.images is None):
-            raise ValueError("give train.steps or train.images, exactly one of them")
+            raise ValueError(
+                "give train.steps or train.images, exactly one of them; set the other to null"
+            )
         for name in _CADENCES:
             if getattr(self, f"{name}_steps") and getattr(self, f"{name}_images"):
                 raise ValueError(

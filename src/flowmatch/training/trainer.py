@@ -119,7 +119,6 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Take up the state of a checkpoint; call it before the first step."""
         self.state.take_up(checkpoint, self.config.profiles)
-        self.state.skipped |= self._second_chance.known()
         self._resumed_from = checkpoint
 
     def run(self) -> Result:
@@ -130,6 +129,7 @@ class Trainer:
         Raises:
             TrainingFailed: a second step went wrong.
         """
+        self.state.skipped |= self._second_chance.known()
         with StopRequest() as stop:
             while True:
                 try:
