@@ -38,6 +38,8 @@ RESULTS = ROOT / "benchmarks/results/ablations.jsonl"
 TABLES = ROOT / "docs/ablations.md"
 METRIC = "fd_data_excess"
 OWN = "decay0.99"
+ENOUGH = 3
+"""Seeds without which nothing is called a difference."""
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
 BASE: dict[str, Any] = {
@@ -271,7 +273,9 @@ def by_images(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def table_of(rows: list[dict[str, Any]]) -> str:
     """One table: a line a variant, its distances from all seeds, and their ratio to the base."""
-    names = {(r["group"], r["variant"], r["average"]): None for r in rows}
+    order = [(group, name) for group, variants in VARIANTS.items() for name in variants]
+    named = {(r["group"], r["variant"], r["average"]): None for r in rows}
+    names = sorted(named, key=lambda name: order.index(name[:2]))
     base = distances(rows, "base", "base", OWN)
     first = rows[0]
     lines = [
@@ -285,7 +289,8 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         row = next(r for r in rows if (r["group"], r["variant"]) == (group, variant))
         shown = variant if average == OWN or group != "base" else f"average: {average}"
         ratio = statistics.mean(values) / statistics.mean(base)
-        apart = "" if min(values) <= max(base) and max(values) >= min(base) else " *"
+        overlap = min(values) <= max(base) and max(values) >= min(base)
+        apart = " *" if len(values) >= ENOUGH and not overlap else ""
         cells = [
             group,
             shown,
