@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -247,6 +247,23 @@ def nulls_of(num_classes: int | None, conditions: Mapping[str, Condition]) -> di
     """What says that a condition is absent, by name."""
     label: dict[str, float] = {} if num_classes is None else {LABEL: num_classes}
     return label | {name: condition.absent for name, condition in conditions.items()}
+
+
+class Conditioned(nn.Module):
+    """A network whose `config` says by what it is conditioned."""
+
+    config: Any
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes without the null class; None if the network takes no class."""
+        classes: int | None = self.config.num_classes
+        return classes
+
+    @property
+    def nulls(self) -> dict[str, float]:
+        """What says that a condition is absent, by name."""
+        return nulls_of(self.config.num_classes, self.config.conditions)
 
 
 def check_conditions(num_classes: int | None, conditions: Mapping[str, Condition]) -> None:

@@ -20,7 +20,7 @@ from flowmatch.networks.checks import (
     check_multipliers,
     check_positive,
 )
-from flowmatch.networks.conditions import ConditionConfig, check_conditions, nulls_of
+from flowmatch.networks.conditions import ConditionConfig, Conditioned, check_conditions
 from flowmatch.networks.ddpmpp_embedding import JointEmbedding
 from flowmatch.networks.ddpmpp_layers import (
     NEAR_ZERO,
@@ -140,7 +140,7 @@ class DDPMPPConfig(Component):
         )
 
 
-class DDPMPP(nn.Module):
+class DDPMPP(Conditioned):
     """Residual blocks down to a small feature map and up again, with skips across.
 
     Unlike in the U-Net of Ho et al. 2020, every sum of two branches is scaled by sqrt(1/2), the
@@ -187,16 +187,6 @@ class DDPMPP(nn.Module):
         top = config.multipliers[0] * config.channels
         self.norm_out = group_norm(top)
         self.conv_out = xavier_init(conv3x3(top, shape[0]), gain=NEAR_ZERO)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes without the null class; None if the network takes no class."""
-        return self.config.num_classes
-
-    @property
-    def nulls(self) -> dict[str, float]:
-        """What says that a condition is absent, by name."""
-        return nulls_of(self.config.num_classes, self.config.conditions)
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """Evaluate the network.

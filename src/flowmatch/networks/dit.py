@@ -17,10 +17,10 @@ from flowmatch.component import Component
 from flowmatch.networks.checks import check_dropout, check_positive
 from flowmatch.networks.conditions import (
     ConditionConfig,
+    Conditioned,
     ConditionEmbedding,
     Text,
     check_conditions,
-    nulls_of,
 )
 from flowmatch.networks.embeddings import ClassEmbedding, TimeEmbedding, read_labels
 from flowmatch.networks.rotary import axial_rotation
@@ -116,7 +116,7 @@ class DiTConfig(Component):
         return DiT(shape, self)
 
 
-class DiT(nn.Module):
+class DiT(Conditioned):
     """A transformer over the patches of an image, steered by time and conditions.
 
         tokens = [registers, texts, W_in patches],   output = unpatchify(final(blocks(tokens)))
@@ -160,16 +160,6 @@ class DiT(nn.Module):
             for _ in range(depth)
         )
         self.final = FinalLayer(width, values)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes without the null class; None if the network takes no class."""
-        return self.config.num_classes
-
-    @property
-    def nulls(self) -> dict[str, float]:
-        """What says that a condition is absent, by name."""
-        return nulls_of(self.config.num_classes, self.config.conditions)
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """Evaluate the network.

@@ -21,9 +21,9 @@ from flowmatch.networks.checks import (
 )
 from flowmatch.networks.conditions import (
     ConditionConfig,
+    Conditioned,
     ConditionEmbedding,
     check_conditions,
-    nulls_of,
 )
 from flowmatch.networks.edm2_blocks import DecoderBlock, EncoderBlock, MPAttention
 from flowmatch.networks.embeddings import read_labels
@@ -154,7 +154,7 @@ class EDM2Embedding(nn.Module):
         return mp_silu(sum(parts[1:], parts[0]) / math.sqrt(len(parts)))
 
 
-class EDM2UNet(nn.Module):
+class EDM2UNet(Conditioned):
     """A U-Net in which activations, weights and updates keep their magnitudes.
 
     No layer has a bias or a group norm: a channel of ones beside those of the image stands for all
@@ -187,16 +187,6 @@ class EDM2UNet(nn.Module):
         self.decoder = nn.ModuleList(_decoder(shape[1], config))
         self.conv_out = MPConv(config.widths[0], shape[0], kernel=3)
         self.gain = nn.Parameter(torch.zeros(()))
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes without the null class; None if the network takes no class."""
-        return self.config.num_classes
-
-    @property
-    def nulls(self) -> dict[str, float]:
-        """What says that a condition is absent, by name."""
-        return nulls_of(self.config.num_classes, self.config.conditions)
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """Evaluate the network.

@@ -24,9 +24,9 @@ from flowmatch.networks.checks import (
 )
 from flowmatch.networks.conditions import (
     ConditionConfig,
+    Conditioned,
     ConditionEmbedding,
     check_conditions,
-    nulls_of,
 )
 from flowmatch.networks.embeddings import ClassEmbedding, TimeEmbedding, read_labels
 from flowmatch.networks.layers import Downsample, Upsample, conv3x3, group_norm, zero_init
@@ -153,7 +153,7 @@ class Stage(nn.ModuleList):
         return x
 
 
-class UNet(nn.Module):
+class UNet(Conditioned):
     """Residual blocks down to a small feature map and up again, with skips across.
 
     Every output of the way down (`input_blocks`) is concatenated to an input of the way up
@@ -197,16 +197,6 @@ class UNet(nn.Module):
         self.output_blocks = _decoder(shape, config, skips)
         top = config.multipliers[0] * config.channels
         self.out = nn.Sequential(group_norm(top), nn.SiLU(), zero_init(conv3x3(top, shape[0])))
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes without the null class; None if the network takes no class."""
-        return self.config.num_classes
-
-    @property
-    def nulls(self) -> dict[str, float]:
-        """What says that a condition is absent, by name."""
-        return nulls_of(self.config.num_classes, self.config.conditions)
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """Evaluate the network.

@@ -180,8 +180,9 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step on one global batch; nothing in it waits for the device."""
         config, count = self.config, self.config.accumulate
+        lr = config.lr_at(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr_at(self.step)
+            group["lr"] = lr
         for i, part in enumerate(self.feed.parts(self.step, self.state.images)):
             if self.step in self.state.skipped:
                 continue
