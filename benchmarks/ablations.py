@@ -72,6 +72,14 @@ SIZES = {
 }
 """What suits the size of the images: MNIST, or the digits of scikit-learn at 8x8."""
 
+DIT = [
+    "network.kind=dit",
+    "network.patch=2",
+    "network.width=128",
+    "network.depth=5",
+    "network.heads=4",
+]
+MUON = ["train.optimizer.kind=muon"]
 AUGMENT = [
     "train.augment={kind: geometric, flip_x: 0, flip_y: 0, probability: 0.12}",
     "network.conditions={augment: {kind: vector, dim: 7, when_absent: zero}}",
@@ -93,9 +101,9 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "AdamW, 5e-4": ["train.lr=5e-4"],
         "AdamW, 2e-3": ["train.lr=2e-3"],
         "AdamW, 4e-3": ["train.lr=4e-3"],
-        "Muon, 1e-3": ["train.optimizer.kind=muon"],
-        "Muon, 3e-3": ["train.optimizer.kind=muon", "train.lr=3e-3"],
-        "Muon, 1e-2": ["train.optimizer.kind=muon", "train.lr=1e-2"],
+        "Muon, 1e-3": MUON,
+        "Muon, 3e-3": [*MUON, "train.lr=3e-3"],
+        "Muon, 1e-2": [*MUON, "train.lr=1e-2"],
     },
     "batch": {
         "16": ["train.batch=16"],
@@ -131,12 +139,19 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
             "network.head_channels=60",
             "train.lr=1e-2",
         ],
-        "DiT": [
-            "network.kind=dit",
-            "network.patch=2",
-            "network.width=128",
-            "network.depth=5",
-            "network.heads=4",
+        "DiT": DIT,
+        "DiT, Muon, 3e-3": [*DIT, *MUON, "train.lr=3e-3"],
+    },
+    "together": {
+        "Muon, 3e-3, batch 32": [*MUON, "train.lr=3e-3", "train.batch=32"],
+        "Muon, 3e-3, batch 16": [*MUON, "train.lr=3e-3", "train.batch=16"],
+        "Muon, 1e-2, batch 16": [*MUON, "train.lr=1e-2", "train.batch=16"],
+        "Muon, 3e-3, batch 8": [*MUON, "train.lr=3e-3", "train.batch=8"],
+        "Muon, 3e-3, batch 16, stratified": [
+            *MUON,
+            "train.lr=3e-3",
+            "train.batch=16",
+            "loss.time={kind: stratified, of: {kind: logit_normal}}",
         ],
     },
     "schedule": {
