@@ -1,7 +1,6 @@
 """What each part of the recipe is worth: one change at a time, at an equal number of images.
 
     python benchmarks/ablations.py --data DIR [--only GROUP ...] [--seeds 3] [--images 16000]
-    python benchmarks/ablations.py --data DIR --size 28 --images 48000 [--only GROUP ...]
     python benchmarks/ablations.py --table
 
 Each line of `VARIANTS` changes one thing of `BASE`, MNIST at 14x14. It is trained from several
@@ -35,12 +34,11 @@ from flowmatch.training.distributed import start_processes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/ablations.jsonl"
-TABLES = ROOT / "docs/ablations.md"
+PAGE = ROOT / "docs/ablations.md"
 METRIC = "fd_data_excess"
 OWN = "decay0.99"
 ENOUGH = 3
 """Seeds without which nothing is called a difference."""
-BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
 BASE: dict[str, Any] = {
     "data": {"kind": "mnist", "image_size": 14},
@@ -68,7 +66,6 @@ BASE: dict[str, Any] = {
 SIZES = {
     8: ["data={kind: digits, image_size: 8}", "network.attention_resolutions=[4]"],
     14: ["data.image_size=14"],
-    28: ["data.image_size=28", "network.multipliers=[1,2,2]"],
 }
 """What suits the size of the images: MNIST, or the digits of scikit-learn at 8x8."""
 
@@ -190,7 +187,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the tables of the rows")
     args = parser.parse_args()
     if args.table:
-        write_tables(args.out)
+        between_marks("parts", "\n\n".join(table_of(rows) for rows in by_images(rows_of(args.out))))
         return
     worker, workers = (int(word) for word in args.worker.split("/"))
     groups = args.only or list(VARIANTS)
@@ -268,14 +265,14 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def write_tables(path: Path) -> None:
-    """Put the tables of the rows into the page, between its marks."""
-    before, found, rest = TABLES.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not found or not end:
-        raise SystemExit(f"{TABLES} has no place for tables: {BEGIN} ... {END}")
-    tables = "\n\n".join(table_of(rows) for rows in by_images(rows_of(path)))
-    TABLES.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+def between_marks(name: str, table: str) -> None:
+    """Put a table into docs/ablations.md, between the marks with its name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = PAGE.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{PAGE} has no place for the table: {begin} ... {end}")
+    PAGE.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}")
 
 
 def by_images(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -139,6 +139,7 @@ def test_links_and_pictures_exist():
 FEW = ["--images", "32", "--samples", "20"]
 SCRIPTS = {
     "benchmarks/ablations.py": ["--size", "8", "--only", "draws", "--seeds", "1", *FEW],
+    "benchmarks/recipe.py": ["--seeds", "1", *FEW, "data={kind: digits}", "train.batch=16"],
     "examples/toys.py": ["--steps", "5"],
     "benchmarks/train_step.py": ["--rounds", "2", "--batch", "2"],
     "benchmarks/sampler.py": ["--rounds", "2", "--batch", "2", "--steps", "2", "--loop-steps", "4"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
@@ -216,8 +217,9 @@ def _explain(error: Mapping[str, Any], root: Any) -> str:
     came = error.get("input")
     if kind == "unexpected_keyword_argument":
         known = [f.name for f in dataclasses.fields(owner)] if owner is not None else []
-        name = ".".join(keys)
-        return f"{name}: unknown key{_nearest(keys[-1], known)}; known here: {', '.join(known)}"
+        name, place = ".".join(keys), _place(keys[-1])
+        hint = f"; it belongs to {place}" if place else _nearest(keys[-1], known)
+        return f"{name}: unknown key{hint}; known here: {', '.join(known)}"
     name = ".".join(keys) or "config"
     if kind == "union_tag_invalid":
         known = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
@@ -231,8 +233,23 @@ def _explain(error: Mapping[str, Any], root: Any) -> str:
         return f"{name}: {context['error']}"
     if kind in ("model_attributes_type", "dataclass_type") and isinstance(came, str):
         return f"{name}: is a mapping, e.g. {{kind: {came}}}, got {came!r}"
+    if kind == "literal_error":
+        known = re.findall("'([^']*)'", context["expected"])
+        return (
+            f"{name}: unknown name {came!r}{_nearest(str(came), known)}; known: {', '.join(known)}"
+        )
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{name}: {message}, got {came!r}"
+
+
+def _place(key: str) -> str | None:
+    """Where a key stands that was looked for elsewhere: the section of a config that has it."""
+    hints = typing.get_type_hints(Config, include_extras=True)
+    for section, hint in hints.items():
+        names = {f.name for m in _members(hint) if _is_component(m) for f in dataclasses.fields(m)}
+        if key in names:
+            return f"{section}.{key}"
+    return None
 
 
 def _walk(loc: Sequence[str | int], root: Any) -> tuple[list[str], Any]:

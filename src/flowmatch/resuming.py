@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 from flowmatch.config import Config, flat, load_config, to_plain
 from flowmatch.data import Latent
+
+MODEL = ("network", "path", "predict")
+"""The sections of a config that the weights are bound to."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,12 @@ def config_to_resume(
         kept = now.data.statistics or before.data.statistics
         now = replace(now, data=replace(now.data, statistics=kept))
     changes = differences(before, now)
-    fatal = [c for c in changes if c.key.split(".")[0] in ("network", "path", "predict")]
+    fatal = [c for c in changes if c.key.split(".")[0] in MODEL]
     if fatal:
+        asked = [word for word in overrides if re.split("[.=]", word)[0] in MODEL]
+        out = " and ".join((["-c"] if config_file else []) + asked)
         raise ValueError(
             f"cannot resume {run_dir} with another model: {'; '.join(map(str, fatal))};"
-            " leave out -c to use the run's own config, or start a new run"
+            f" leave out {out} to keep the run's own model, or start a new run"
         )
     return now, changes

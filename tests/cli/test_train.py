@@ -119,6 +119,11 @@ MISTAKES = {
         ["2 mistakes", "train.stesp", "network.kind: unknown kind 'unett'; did you mean unet?"],
     ),
     "nested key": (["loss.time.mena=1"], ["loss.time.mena: unknown key; did you mean mean?"]),
+    "key of elsewhere": (["batch=4"], ["batch: unknown key; it belongs to train.batch"]),
+    "mistyped name": (
+        ["predict=velocty"],
+        ["predict: unknown name 'velocty'; did you mean velocity?", "x1, x0, score"],
+    ),
     "wrong type": (["train.steps=many"], ["train.steps: input should be a valid integer"]),
     "wrong value": (["train.steps=0"], ["train.steps must be at least 1, got 0"]),
     "solver": (["sample.solver.kind=huen"], ["did you mean heun?", "euler, midpoint, heun"]),
@@ -291,7 +296,10 @@ RESUME_MISTAKES = {
         ["-e", "{}/run", "-r", "{}/run/ckpt/step9"],
         "there is no checkpoint folder",
     ),
-    "another network": (["-e", "{}/run", "--resume", "network.channels=16"], "another model"),
+    "another network": (
+        ["-e", "{}/run", "--resume", "network.channels=16"],
+        "leave out network.channels=16 to keep",
+    ),
     "both": (["-e", "{}/run", "--resume", "--overwrite"], "choose one"),
     "no config": (["-e", "{}/run"], "needs a config"),
 }
