@@ -228,7 +228,8 @@ def config_of(group: str, name: str, seed: int, args: argparse.Namespace) -> Con
 def scores_of(config: Config) -> Scores:
     """Reference and features, which all runs share."""
     accelerator = start_processes()
-    return prepare(Request(), config.data.shape, config, accelerator, conditional=True)
+    classes = getattr(config.network, "num_classes", None) is not None
+    return prepare(Request(), config.data.shape, config, accelerator, conditional=classes)
 
 
 def run(config: Config, scores: Scores, folder: Path, samples: int) -> Iterator[dict[str, Any]]:

@@ -37,8 +37,10 @@ PLAIN = {
     "uniform times": ["loss.time={kind: uniform}"],
     "AdamW, 5e-4": ["train.optimizer={kind: adamw}", "train.lr=5e-4"],
     "batch 64": ["train.batch=64"],
-    "linear decay": ["train.schedule={kind: linear, warmup_images: %(tenth)d}"],
-    "EMA 0.9999 (crowsonkb)": ["train.ema={decay: 0.9999, warmup: crowsonkb, power: 0.75}"],
+    "linear decay": ["train.schedule.kind=linear"],
+    "EMA 0.9999 (crowsonkb)": [
+        "train.ema={kind: exponential, decay: 0.9999, warmup: crowsonkb, power: 0.75}"
+    ],
 }
 """The parts of the other recipe."""
 
@@ -83,10 +85,14 @@ def main() -> None:
 def config_of(name: str, seed: int, args: argparse.Namespace) -> Config:
     """The config of a run: the file, with the other network and the changes of the variant."""
     images = args.images // 3 if name == THIRD else args.images
-    sizes = [f"train.images={images}", f"train.seed={seed}"]
-    unasked = [f"train.{what}_every_steps=null" for what in ("save", "sample")]
-    changes = [change % {"tenth": images // 10} for change in VARIANTS[name]]
-    return load_config(ROOT / OURS, [*NETWORK, *unasked, *sizes, *changes, *args.overrides])
+    sizes = [
+        f"train.images={images}",
+        f"train.schedule.warmup_images={images // 10}",
+        f"train.seed={seed}",
+        "train.save_every_images=null",
+        "train.sample_every_steps=null",
+    ]
+    return load_config(ROOT / OURS, [*NETWORK, *sizes, *VARIANTS[name], *args.overrides])
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:
