@@ -23,6 +23,7 @@ from flowmatch.cli.look import look
 from flowmatch.cli.reference import reference
 from flowmatch.cli.report import report
 from flowmatch.cli.sample import sample
+from flowmatch.cli.shard import shard
 from flowmatch.cli.train import train
 from flowmatch.cli.tune import tune
 
@@ -62,6 +63,7 @@ app.command()(likelihood)
 app.command()(edit)
 app.command()(ema)
 app.command()(look)
+app.command()(shard)
 app.command("import")(import_)
 
 
@@ -116,7 +118,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
     if _another_process_ended(error):
         return "another process ended; its message says why", 1
     if _is_torch_out_of_memory(error):
-        return "out of memory; lower train.batch or --bspp, or raise train.accumulate", 1
+        return "out of memory; set train.micro_batch=auto, or lower --bspp", 1
     raise error
 
 

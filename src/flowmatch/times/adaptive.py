@@ -120,6 +120,10 @@ class LearnedDensity(nn.Module):
         fresh = torch.zeros(bins, 2, device=u.device).index_add_(0, bin, noted.float())
         self._fresh = fresh if self._fresh is None else self._fresh + fresh
 
+    def forget(self) -> None:
+        """Leave out what was noted since the last update."""
+        self._fresh = None
+
     @torch.no_grad()
     def update(self, total: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         """Take in what was noted since the last update.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from flowmatch.data import UNIFORMS, ShuffledOrder
+from flowmatch.data import UNIFORMS, Order
 from flowmatch.losses import Draws
 from flowmatch.randomness import Rows, keyed_generator
 from flowmatch.times import even_numbers
+from flowmatch.training.settings import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,30 @@ class Split:
                 f" {self.processes * self.accumulate}"
             )
 
+    @classmethod
+    def of(cls, config: TrainConfig, processes: int, rank: int) -> Split:
+        """The split that a config asks for.
+
+        Raises:
+            ValueError: the batch cannot be dealt so.
+        """
+        if not isinstance(config.micro_batch, int):
+            return cls(config.batch, config.accumulate, processes, rank)
+        if config.batch % (processes * config.micro_batch):
+            raise ValueError(
+                f"train.batch={config.batch} cannot be dealt to {processes} process(es) in portions"
+                f" of train.micro_batch={config.micro_batch}; make it a multiple of"
+                f" {processes * config.micro_batch}"
+            )
+        return cls(config.batch, config.batch // (processes * config.micro_batch), processes, rank)
+
+    def smaller(self) -> Split:
+        """The split into a few more parts: as few as an equal share allows."""
+        share = self.batch // self.processes
+        assert self.size > 1
+        more = range(self.accumulate + 1, share + 1)
+        return replace(self, accumulate=next(n for n in more if share % n == 0))
+
     @property
     def size(self) -> int:
         """Rows of one part."""
@@ -50,15 +75,15 @@ class Split:
 
 
 def requests(
-    order: ShuffledOrder, split: Split, *, seed: int, step: int, images: int
+    order: Order, split: Split, *, seed: int, step: int, images: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What to load from `step` on, for ever: data indices and uniform numbers [b, 4] of each part.
 
-    `images` is how many were seen before `step`: the position in the shuffled order.
+    `images` is how many were seen before `step`: the position in the order.
     """
     while True:
         for part in split.parts(seed, step):
-            indices = order.indices(images + part.start, images + part.stop)
+            indices = order.rows(images, part.start, part.stop)
             yield indices, part.for_purpose("augment").draw((UNIFORMS,))
         step, images = step + 1, images + split.batch
 

@@ -30,6 +30,8 @@ class TrainConfig(Component):
         steps, images: how long to train; exactly one of them.
         batch: images an optimizer step, over all processes and accumulated parts.
         accumulate: parts that a process works a batch off in, to save memory.
+        micro_batch: instead of `accumulate`, images that a process computes at once; "auto": as
+            many as its memory holds. Neither changes the result.
         lr: peak learning rate.
         optimizer, schedule: see their own pages.
         ema: an average of the weights, or several; the first is the run's own, which is sampled and
@@ -63,6 +65,7 @@ class TrainConfig(Component):
     images: int | None = None
     batch: int = 256
     accumulate: int = 1
+    micro_batch: int | Literal["auto"] | None = None
     lr: float = 2e-4
     optimizer: OptimizerConfig = AdamW()
     schedule: ScheduleConfig = Constant()
@@ -103,6 +106,10 @@ class TrainConfig(Component):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {value}")
+        if self.micro_batch is not None and self.accumulate > 1:
+            raise ValueError("give train.accumulate or train.micro_batch, not both")
+        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
+            raise ValueError(f"train.micro_batch must be at least 1, got {self.micro_batch}")
         if self.evaluate_samples < LEAST_EVALUATED:
             raise ValueError(
                 f"train.evaluate_samples must be at least {LEAST_EVALUATED}, got"

@@ -14,16 +14,15 @@ from accelerate import Accelerator
 from flowmatch.data import Dataset
 from flowmatch.flow import Flow
 from flowmatch.losses import FlowMatching
-from flowmatch.networks import dropouts_of
 from flowmatch.solvers import Solver
 from flowmatch.training.checkpoint import Checkpoints
 from flowmatch.training.cost import starting_facts
 from flowmatch.training.diagnosis import Probe
 from flowmatch.training.distributed import StopRequest
-from flowmatch.training.draws import Split, seed_the_rest
 from flowmatch.training.ema import Averages
 from flowmatch.training.evaluating import Evaluate, Evaluations, tell
 from flowmatch.training.feed import Feed
+from flowmatch.training.gradients import Gradients
 from flowmatch.training.meter import Meter
 from flowmatch.training.objective import Objective
 from flowmatch.training.result import Result
@@ -71,9 +70,6 @@ class Trainer:
         self.config, self.run_dir = config, run_dir
         self.config_yaml, self.accelerator = config_yaml, accelerator
         self.device = accelerator.device
-        self.split = Split(
-            config.batch, config.accumulate, accelerator.num_processes, accelerator.process_index
-        )
         self.dataset = dataset.to(self.device) if self.device.type == "cuda" else dataset
         self.flow = flow.to(self.device).train()
         auto = "channels_last" if self.device.type == "cuda" else "contiguous"
@@ -81,15 +77,15 @@ class Trainer:
         channels_last = len(dataset.shape) == 3 and chosen == "channels_last"
         if channels_last:
             flow.to(memory_format=torch.channels_last)
-        self.feed = Feed(
-            self.dataset, self.split, config, device=self.device, channels_last=channels_last
-        )
+        self.feed = Feed(self.dataset, config, device=self.device, channels_last=channels_last)
         self.averages = Averages(flow, config.profiles)
-        self.dropouts = dropouts_of(flow)
         objective = Objective(flow, loss).to(self.device)
         self.learned = objective.learned
         optimizer = config.optimizer.build(objective, config.lr)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.gradients = Gradients(
+            self.objective, flow, self.learned, self.feed, config, accelerator
+        )
         self.checkpoints = Checkpoints(run_dir)
         self.snapshots = Snapshots(run_dir, config.post_hoc)
         self._watch = SpikeWatch(config.spike_factor, check_gradients=accelerator.scaler is None)
@@ -104,7 +100,7 @@ class Trainer:
             self.dataset,
             config,
             solver=solver,
-            rows=self.split.size,
+            rows=self.gradients.split.size,
             accelerator=accelerator,
         )
         self._meter = Meter(accelerator, max_grad_norm=config.max_grad_norm)
@@ -179,26 +175,16 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimizer step on one global batch; nothing in it waits for the device."""
-        config, count = self.config, self.config.accumulate
-        lr = config.lr_at(self.step)
+        lr = self.config.lr_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        for i, part in enumerate(self.feed.parts(self.step, self.state.images)):
-            if self.step in self.state.skipped:
-                continue
-            for number, layer in enumerate(self.dropouts):
-                layer.rows = part.rows.for_purpose("dropout", number)
-            seed_the_rest(part.rows, device=self.device)
-            last = i + 1 == count
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                cond = self.flow.known(part.cond)
-                objective, losses = self.objective(part.x1, cond, part.draws)
-                self.accelerator.backward(objective / count)
-            self._meter.add(self.step, losses, parts=count)
         if self.step not in self.state.skipped:
+            parts = self.gradients.compute(self.step, self.state.images)
+            for losses in parts:
+                self._meter.add(self.step, losses, parts=len(parts))
             self._update()
-        self.state.advance(config.batch)
-        self.averages.update(self.step, batch=config.batch, images=self.state.images)
+        self.state.advance(self.config.batch)
+        self.averages.update(self.step, batch=self.config.batch, images=self.state.images)
 
     def _update(self) -> None:
         """Move the weights by the gradients of the step."""
@@ -218,7 +204,8 @@ class Trainer:
         steps = self._require_good()
         if not steps:  # all since the last line were left out
             return
-        metrics = self._meter.read(self.state.images, steps)
+        waited = self.feed.clock.read()
+        metrics = self._meter.read(self.state.images, steps, waited=waited)
         metrics = {"images": self.state.images, "lr": self.config.lr_at(self.step - 1), **metrics}
         left_out = sum(step < self.step for step in self.state.skipped)
         if skipped := left_out + int(self.state.overflows):
@@ -242,6 +229,7 @@ class Trainer:
         self._second_chance.tell(tracker, self.step, self.state.images)
         before = tracker.last("seconds")
         self._meter.start(self.state.images, before["seconds"] if before else 0.0)
+        self.feed.clock.read()  # of a run that was sent back
 
     def _keep_snapshots(self) -> None:
         self._require_good(weights=True)
