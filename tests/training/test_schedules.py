@@ -103,6 +103,19 @@ def test_a_run_in_images_has_the_same_rates_whatever_the_batch():
             assert small.lr_at(5 * n - 1) == pytest.approx(large.lr_at(n - 1), abs=1e-18)
 
 
+def test_a_rate_for_a_batch_follows_the_root_of_another_batch():
+    def peak(batch: int) -> float:
+        config = TrainConfig(steps=10, batch=batch, lr=1e-3, lr_for_batch=512)
+        assert config.lr_at(0) == config.peak_lr  # a constant schedule
+        return config.peak_lr
+
+    assert peak(512) == 1e-3
+    assert peak(2048) == pytest.approx(2e-3)
+    assert peak(128) == pytest.approx(5e-4)
+    with pytest.raises(ValueError, match="lr_for_batch must be at least 1"):
+        TrainConfig(steps=1, lr_for_batch=0)
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [

@@ -19,7 +19,7 @@ _UNITS = ("steps", "images")
 _CADENCES = ("save_every", "sample_every", "evaluate_every")
 LEAST_EVALUATED = 10
 """Samples of an evaluation: fewer say nothing, and some metrics have no value for them."""
-_COUNTS = ("batch", "accumulate", "log_every_steps", "keep_last", "samples")
+_COUNTS = ("batch", "accumulate", "lr_for_batch", "log_every_steps", "keep_last", "samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,9 @@ class TrainConfig(Component):
         micro_batch: instead of `accumulate`, images that a process computes at once; "auto": as
             many as its memory holds. Neither changes the result.
         lr: peak learning rate.
+        lr_for_batch: the batch that `lr` was chosen for. At another one it is multiplied by the
+            square root of their ratio, by which the noise of adaptive optimizers' steps keeps its
+            share (Malladi et al. 2022); None takes `lr` as it is.
         optimizer, schedule: see their own pages.
         ema: an average of the weights, or several; the first is the run's own, which is sampled and
             evaluated.
@@ -67,6 +70,7 @@ class TrainConfig(Component):
     accumulate: int = 1
     micro_batch: int | Literal["auto"] | None = None
     lr: float = 2e-4
+    lr_for_batch: int | None = None
     optimizer: OptimizerConfig = AdamW()
     schedule: ScheduleConfig = Constant()
     ema: EMAConfig = Exponential()
@@ -177,9 +181,15 @@ class TrainConfig(Component):
         """Steps between evaluations, or None."""
         return self._in_steps(self.evaluate_every_steps, self.evaluate_every_images)
 
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate that suits the batch, before its schedule."""
+        return self.lr * math.sqrt(self.batch / (self.lr_for_batch or self.batch))
+
     def lr_at(self, step: int) -> float:
         """The learning rate of the step with this (zero-based) number."""
-        return self.lr * self.schedule.factor(step, total_steps=self.total_steps, batch=self.batch)
+        factor = self.schedule.factor(step, total_steps=self.total_steps, batch=self.batch)
+        return self.peak_lr * factor
 
     @property
     def _asked_for(self) -> tuple[Profile, ...]:

@@ -81,7 +81,7 @@ class Trainer:
         self.averages = Averages(flow, config.profiles)
         objective = Objective(flow, loss).to(self.device)
         self.learned = objective.learned
-        optimizer = config.optimizer.build(objective, config.lr)
+        optimizer = config.optimizer.build(objective, config.peak_lr)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.gradients = Gradients(
             self.objective, flow, self.learned, self.feed, config, accelerator
