@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from flowmatch import data
+from flowmatch.data.packing import Files, pack
 
 
 def picture(width: int, height: int, *, key: int = 0, mode: str = "RGB") -> Image.Image:
@@ -132,6 +133,17 @@ def make_hub(root: Path) -> data.Hub:
     return data.Hub(path=str(root), label_column="fine", image_size=32)
 
 
+def make_shards(root: Path) -> data.Shards:
+    folder = make_folder(root / "images")
+    for split in ("train", "test"):
+        images = Files(*folder.source(split))
+        pack(images, root / "shards" / split, shard_size=3, workers=2)
+    return data.Shards(root=str(root / "shards"), image_size=32, stream=STREAM)
+
+
+STREAM = data.Streaming(lanes=2, buffer=3)
+
+
 def make_autoencoder(folder: Path, *, channels: int = 3, key: int = 0) -> Path:
     """An untrained AutoencoderKL that halves the sides and has 2 latent channels, as a folder."""
     from diffusers import AutoencoderKL
@@ -168,6 +180,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "imagenet": make_imagenet,
     "latent": make_latent,
     "mnist": make_mnist,
+    "shards": make_shards,
     "toy": lambda root: data.Toy(name="moons", samples=100),
 }
 """For each kind a function that writes a small set and returns the config that reads it."""

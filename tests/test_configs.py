@@ -45,7 +45,7 @@ def test_the_first_step_on_data_of_the_right_layout(path, tmp_path, monkeypatch)
     small += ["train.precision=fp32", "train.post_hoc=null"]
     small += ["train.evaluate_every_images=null"]  # of so little data no features can be fitted
     small += [f"data.{key}={getattr(made, key)}" for key in ("root", "path") if hasattr(made, key)]
-    if config.data.kind in ("folder", "hub"):  # the made images are small
+    if config.data.kind in ("folder", "hub", "shards"):  # the made images are small
         small += ["data.image_size=32", "network.attention_resolutions=[8]"]
     if config.data.kind == "latent":
         small += [f"data.{key}={getattr(made, key)}" for key in ("autoencoder", "cache")]
@@ -55,7 +55,7 @@ def test_the_first_step_on_data_of_the_right_layout(path, tmp_path, monkeypatch)
         small += ["network.num_classes=3"]
     AcceleratorState._reset_state(reset_partial_state=True)
     trainer = build_trainer(load_config(path, small), tmp_path / "run")
-    if config.data.kind not in ("folder", "hub", "latent"):
+    if config.data.kind not in ("folder", "hub", "latent", "shards"):
         assert trainer.dataset.shape == config.data.shape
     assert problems(trainer.run().checkpoint) is None
 

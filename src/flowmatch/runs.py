@@ -91,6 +91,8 @@ def build_trainer(
     checkpoint = _check_before_data(config, run_dir, resume)
     dataset = config.data.build("train")
     check_conditions(config, dataset)
+    # only for what is wrong with it
+    dataset.order(config.train.seed, batch=config.train.batch, processes=accelerator.num_processes)
     if isinstance(config.data, Latent):  # a run is decoded without its data
         config = replace(config, data=config.data.settled(dataset))
     flow = build_flow(config)

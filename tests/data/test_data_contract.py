@@ -26,6 +26,7 @@ LENGTHS = {
     "imagenet": (12, 6),
     "latent": (12, 6),
     "mnist": (20, 10),
+    "shards": (8, 4),
     "toy": (100, 100),
 }
 
@@ -121,7 +122,7 @@ def test_streaming_gives_what_memory_gives(kind, configs, built):
     assert all(torch.equal(one.cond[name], other.cond[name]) for name in one.cond)
 
 
-@pytest.mark.parametrize("kind", ["celeba", "ffhq", "folder", "hub", "imagenet"])
+@pytest.mark.parametrize("kind", ["celeba", "ffhq", "folder", "hub", "imagenet", "shards"])
 def test_small_images_are_refused_unless_upsampled(kind, configs):
     config = configs[kind]
     if kind == "celeba":

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import flowmatch as fm
-from flowmatch.generation import generate, shards
+from flowmatch.generation import generate
 from flowmatch.tensors import to_uint8
 
 
@@ -85,7 +85,7 @@ def test_a_kill_at_any_moment_leaves_no_broken_shard(
     made.save_dir.mkdir()
     monkeypatch.setattr(tarfile.TarFile, "addfile", deadly(tarfile.TarFile.addfile))
     for name in ("fsync", "replace"):
-        monkeypatch.setattr(shards.os, name, deadly(getattr(os, name)))
+        monkeypatch.setattr(os, name, deadly(getattr(os, name)))
     left[0] = 2 + 13 * moment  # the record takes two; a shard takes 33
     with pytest.raises(Killed):
         generate(pull, made, one)

@@ -1,9 +1,9 @@
 """Data sets: one file a family, each yielding `Batch(x1, cond)`.
 
 A family is a frozen config, whose `build(split)` gives a `Dataset`: images in memory, images that
-are decoded as they are used, or points in the plane. `ShuffledOrder` says in which order they are
-visited and `stream` fetches them ahead of time. No random number here but follows from what the
-caller gave.
+are decoded as they are used, images that are streamed, or points in the plane. `ShuffledOrder`, or
+`LaneOrder` of a streamed set, says in which order they are visited and `stream` fetches them ahead
+of time. No random number here but follows from what the caller gave.
 """
 
 from typing import Annotated
@@ -25,14 +25,17 @@ from flowmatch.data.folder import ImageFolder
 from flowmatch.data.hub import Hub
 from flowmatch.data.imagenet import ImageNet
 from flowmatch.data.images import ConditionedImages
+from flowmatch.data.lanes import LaneOrder, Streaming
 from flowmatch.data.latent import Latent, LatentDecoder
 from flowmatch.data.latents import Latents, MemoryLatents
 from flowmatch.data.loading import Request, stream
 from flowmatch.data.memory import MemoryArrays, MemoryImages
 from flowmatch.data.mnist import MNIST
-from flowmatch.data.order import ShuffledOrder
+from flowmatch.data.order import Order, ShuffledOrder
 from flowmatch.data.source import ArraySource, FileSource, Source
 from flowmatch.data.statistics import LatentStatistics
+from flowmatch.data.streamed import StreamedImages
+from flowmatch.data.tarred import Shards
 from flowmatch.data.texts import embedded
 from flowmatch.data.toy import TOYS, Toy
 from flowmatch.data.transforms import Transform
@@ -65,6 +68,7 @@ __all__ = [
     "Hub",
     "ImageFolder",
     "ImageNet",
+    "LaneOrder",
     "Latent",
     "LatentDecoder",
     "LatentStatistics",
@@ -72,11 +76,15 @@ __all__ = [
     "MemoryArrays",
     "MemoryImages",
     "MemoryLatents",
+    "Order",
     "Request",
     "ScalarColumn",
+    "Shards",
     "ShuffledOrder",
     "Source",
     "Split",
+    "StreamedImages",
+    "Streaming",
     "TextColumn",
     "Texts",
     "Toy",

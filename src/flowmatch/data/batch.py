@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.x1)
+
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Batch:
+        """The rows of batches of one kind, one after the other."""
+        cond = {name: torch.cat([b.cond[name] for b in batches]) for name in batches[0].cond}
+        return cls(torch.cat([b.x1 for b in batches]), cond)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""

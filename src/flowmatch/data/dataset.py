@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowmatch.data.batch import Batch
 from flowmatch.data.conditions import Values
+from flowmatch.data.order import Order, ShuffledOrder
 
 Split = Literal["train", "test"]
 
@@ -36,6 +37,9 @@ class Dataset(ABC):
 
     in_memory: ClassVar[bool] = False
     """Whether a batch is a mere indexing, so that worker processes would only be in the way."""
+
+    random_access: bool = True
+    """Whether samples from all over the set can be read at the cost of as many neighbours."""
 
     shape: tuple[int, ...]
     """Shape of one sample, e.g. (3, 32, 32)."""
@@ -73,6 +77,18 @@ class Dataset(ABC):
     def plain(self, indices: Tensor) -> Batch:
         """The samples `indices` [B] without augmentation (no flip, centre crop), to evaluate on."""
         return self.raw(indices, None).as_float()
+
+    def order(self, seed: int, *, batch: int, processes: int) -> Order:
+        """The order in which training visits the set.
+
+        Args:
+            seed: its key.
+            batch: rows of a global batch.
+            processes: over how many processes these are dealt; the order does not depend on it.
+        Raises:
+            ValueError: the set cannot be dealt so.
+        """
+        return ShuffledOrder(len(self), seed)
 
     def to(self, device: torch.device | str) -> Self:
         """The data set on `device`; one that is not held in memory stays where it is."""

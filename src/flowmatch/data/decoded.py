@@ -71,23 +71,25 @@ class DecodedImages(Dataset):
 
     def raw(self, indices: Tensor, uniforms: Tensor | None) -> Batch:
         indices = indices.cpu()
-        images = np.empty((len(indices), *self.shape), np.uint8)
-        draws = [None] * len(indices) if uniforms is None else uniforms.tolist()
-
-        def decode_into(slot: int, index: int, draw: list[float] | None) -> None:
-            images[slot] = self._decode(index, draw)
-
-        with ThreadPoolExecutor(threads()) as pool:
-            list(pool.map(decode_into, range(len(indices)), indices.tolist(), draws))
-        return Batch(torch.from_numpy(images), rows_of(self.values, indices))
+        images = self._decoded(self.source, indices.tolist(), uniforms)
+        return Batch(images, rows_of(self.values, indices))
 
     def identity(self) -> str:
         return digest(self.source.stamp(), repr(self.transform), str(self.shape[0]))
 
-    def _decode(self, index: int, uniforms: Sequence[float] | None) -> np.ndarray:
-        pixels = decode(self.source, index, self.transform, self.shape[0], uniforms)
-        mirrored = self.flip and uniforms is not None and uniforms[0] < 0.5
-        return pixels[..., ::-1] if mirrored else pixels
+    def _decoded(self, source: Source, indices: Sequence[int], uniforms: Tensor | None) -> Tensor:
+        """Images of a source as uint8 [B, C, H, W], augmented as training wants them."""
+        images = np.empty((len(indices), *self.shape), np.uint8)
+        draws = [None] * len(indices) if uniforms is None else uniforms.tolist()
+
+        def decode_into(slot: int, index: int, draw: list[float] | None) -> None:
+            pixels = decode(source, index, self.transform, self.shape[0], draw)
+            mirrored = self.flip and draw is not None and draw[0] < 0.5
+            images[slot] = pixels[..., ::-1] if mirrored else pixels
+
+        with ThreadPoolExecutor(threads()) as pool:
+            list(pool.map(decode_into, range(len(indices)), indices, draws))
+        return torch.from_numpy(images)
 
 
 def decode(

@@ -14,8 +14,9 @@ from flowmatch.data.folder import ImageFolder
 from flowmatch.data.hub import Hub
 from flowmatch.data.imagenet import ImageNet
 from flowmatch.data.mnist import MNIST
+from flowmatch.data.tarred import Shards
 
-ImageFamily = CIFAR10 | CelebA | Digits | FFHQ | Hub | ImageFolder | ImageNet | MNIST
+ImageFamily = CIFAR10 | CelebA | Digits | FFHQ | Hub | ImageFolder | ImageNet | MNIST | Shards
 
 ImageConfig = Annotated[ImageFamily, pydantic.Field(discriminator="kind")]
 """Every family of images that a config file can name."""

@@ -45,23 +45,23 @@ class ImageFolder(ConditionedImages):
 
     def build(self, split: Split = "train") -> Dataset:
         """The images of one split."""
-        source, num_classes = self._source(split)
+        source, classes = self.source(split)
         return self._open(
             source,
             ShortSide(size=self.image_size, upsample=self.upsample),
-            num_classes=num_classes,
+            num_classes=None if classes is None else len(classes),
             conditions=self._conditions(source, None),
             flip=self.flip,
         )
 
     def values(self, split: Split = "train", *, first: int | None = None) -> dict[str, Values]:
-        source, _ = self._source(split)
+        source, _ = self.source(split)
         labels = source.labels
         named: dict[str, Values] = {} if labels is None else {LABEL: labels[:first]}
         return named | self._conditions(source, first)
 
     def stamps(self, split: Split = "train") -> dict[str, str]:
-        source, _ = self._source(split)
+        source, _ = self.source(split)
         named = {} if source.labels is None else {LABEL: digest(source.labels)}
         if not self.conditions:
             return named
@@ -77,8 +77,8 @@ class ImageFolder(ConditionedImages):
         table = metadata_of(source.folder, source.files)
         return table, self.conditions, f"{source.folder}/metadata.jsonl"
 
-    def _source(self, split: Split) -> tuple[FileSource, int | None]:
-        """The images of a split, and the number of classes."""
+    def source(self, split: Split) -> tuple[FileSource, list[str] | None]:
+        """The images of a split, and the names of the classes."""
         train = self._folder("train")
         folder = train if split == "train" else self._folder("test")
         named = self.labels and class_names(train)
@@ -88,7 +88,7 @@ class ImageFolder(ConditionedImages):
                 f"{folder} holds no images ({' '.join(e[1:] for e in EXTENSIONS)}); set root to a"
                 " folder that does"
             )
-        return source, len(class_names(train)) if named else None
+        return source, class_names(train) if named else None
 
     def _labelled(self, folder: Path, train: Path) -> FileSource:
         if image_files(folder, recursive=False):

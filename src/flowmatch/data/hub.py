@@ -11,7 +11,10 @@ from torch import Tensor
 from flowmatch.data.columns import read_columns, stamp_columns
 from flowmatch.data.conditions import LABEL, Values
 from flowmatch.data.dataset import Dataset, Split, digest
+from flowmatch.data.hubfiles import find_files
 from flowmatch.data.images import ConditionedImages
+from flowmatch.data.lanes import Streaming
+from flowmatch.data.parquet import ParquetSource
 from flowmatch.data.rows import (
     RowSource,
     find_parquet,
@@ -21,6 +24,7 @@ from flowmatch.data.rows import (
     read_hub,
     read_parquet,
 )
+from flowmatch.data.streamed import StreamedImages
 from flowmatch.data.transforms import ShortSide
 
 
@@ -40,6 +44,8 @@ class Hub(ConditionedImages):
         label_column: column of integer classes; None trains without labels.
         num_classes: how many classes there are; None asks the column.
         flip: mirror half of the training images left to right.
+        stream: read the rows as the training goes on, and shuffle them so; `path` may then be a URL
+            (s3://..., hf://...) too. None downloads the set and reads it from everywhere.
     """
 
     path: str
@@ -50,15 +56,22 @@ class Hub(ConditionedImages):
     label_column: str | None = None
     num_classes: int | None = None
     flip: bool = False
+    stream: Streaming | None = None
     kind: Literal["hub"] = "hub"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_classes is not None and self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        if self.stream is not None and self.conditions:
+            raise ValueError(
+                "of a streamed set nothing but the class is known; leave out conditions, or stream"
+            )
 
     def build(self, split: Split = "train") -> Dataset:
         """The images of one split."""
+        if self.stream is not None:
+            return self._streamed(split, self.stream)
         rows, origin = self._rows(split)
         column = image_column(rows, self.image_column, origin)
         labels, num_classes = self._labels(rows, origin)
@@ -71,16 +84,46 @@ class Hub(ConditionedImages):
         )
 
     def values(self, split: Split = "train", *, first: int | None = None) -> dict[str, Values]:
+        if self.stream is not None:
+            return {}
         rows, origin = self._rows(split)
         labels, _ = self._labels(rows, origin)
         named: dict[str, Values] = {} if labels is None else {LABEL: labels[:first]}
         return named | read_columns(rows.data, self.conditions, origin, first=first)
 
     def stamps(self, split: Split = "train") -> dict[str, str]:
+        if self.stream is not None:
+            return {}
         rows, origin = self._rows(split)
         labels, _ = self._labels(rows, origin)
         named = {} if labels is None else {LABEL: digest(labels)}
         return named | stamp_columns(rows.data, self.conditions, origin)
+
+    def _streamed(self, split: Split, streaming: Streaming) -> Dataset:
+        called = self.train_split if split == "train" else self.test_split
+        fs, files = find_files(self.path, self.name, called, alone=split == "train")
+        source = ParquetSource(
+            fs,
+            files,
+            image=self.image_column,
+            label=self.label_column,
+            origin=f"{self.path} ({called})",
+        )
+        num_classes = self.num_classes or source.classes
+        if self.label_column is not None and num_classes is None:
+            raise ValueError(
+                f"label column {self.label_column!r} of {self.path} does not say how many classes"
+                " there are, and a streamed set is not read to count them; set num_classes"
+            )
+        return StreamedImages(
+            source,
+            ShortSide(size=self.image_size, upsample=self.upsample),
+            channels=self.channels,
+            num_classes=num_classes if self.label_column is not None else None,
+            streaming=streaming,
+            random_access=False,
+            flip=self.flip,
+        )
 
     def _labels(self, rows: Any, origin: str) -> tuple[Tensor | None, int | None]:
         if self.label_column is None:

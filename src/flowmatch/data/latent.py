@@ -14,9 +14,11 @@ from flowmatch.component import Component
 from flowmatch.data.autoencoder import Autoencoder, Pretrained, latent_shape, load
 from flowmatch.data.dataset import Dataset, Split
 from flowmatch.data.families import ImageConfig
+from flowmatch.data.hub import Hub
 from flowmatch.data.latents import Latents, MemoryLatents, measure
 from flowmatch.data.shards import Shard, encoded, folder_of
 from flowmatch.data.statistics import LatentStatistics
+from flowmatch.data.tarred import Shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +52,14 @@ class Latent(Component):
     kind: Literal["latent"] = "latent"
 
     def __post_init__(self) -> None:
-        if getattr(self.images, "crop", "center") == "random":
+        if getattr(self.images, "crop", "center") in ("random", "adm_random"):
             raise ValueError(
                 "images are encoded once, so they cannot be cropped at random; set images.crop:"
-                " center"
+                f" {'adm' if isinstance(self.images, Shards) else 'center'}"
+            )
+        if isinstance(self.images, Hub) and self.images.stream is not None:
+            raise ValueError(
+                "images are encoded once, and so not streamed; leave out images.stream"
             )
         if self.memory_gib < 0:
             raise ValueError(f"memory_gib must be at least 0 (never in memory): {self.memory_gib}")

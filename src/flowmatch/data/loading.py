@@ -6,10 +6,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,6 +30,7 @@ def stream(
     *,
     workers: int,
     device: torch.device | str,
+    lanes: Sequence[Tensor] | None = None,
 ) -> Iterator[Batch]:
     """The batches of `requests`, in their order, on `device`.
 
@@ -39,6 +42,8 @@ def stream(
         requests: for each batch the indices [B] and the uniforms [B, 4] of its augmentation.
         workers: processes that decode ahead of time; 0 decodes in this process when asked.
         device: where the batches are wanted. For a GPU they pass through pinned memory.
+        lanes: of the first requests, and again of as many that follow, the lane of each row (see
+            `Order.lanes`); a lane then keeps its worker. None: each request goes to one worker.
     Raises:
         ValueError: `workers` is negative; while iterating, an image cannot be used.
     """
@@ -47,12 +52,50 @@ def stream(
     device = torch.device(device)
     if dataset.in_memory or workers == 0:
         return (dataset.raw(*request).to(device).as_float() for request in requests)
-    return _stream_from_workers(dataset, requests, workers, device)
+    if lanes is None:
+        answers = _from_workers(dataset, requests, workers, device)
+        return (batch.as_float() for batch in answers)
+    return _joined(dataset, requests, shares(lanes, workers), device)
 
 
-def _stream_from_workers(
-    dataset: Dataset, requests: Iterable[Request], workers: int, device: torch.device
+def shares(lanes: Sequence[Tensor], workers: int) -> list[list[int]]:
+    """How many rows of each request every worker gets: whole lanes, neighbours together.
+
+    Args:
+        lanes: of each request, the lane of each row, increasing.
+        workers: how many there are; with fewer lanes, only so many get any.
+    """
+    every = torch.from_numpy(np.unique(torch.cat([*lanes]).numpy()))
+    workers = min(workers, len(every))
+    owners = [torch.searchsorted(every, own) * workers // len(every) for own in lanes]
+    return [owner.bincount(minlength=workers).tolist() for owner in owners]
+
+
+def _joined(
+    dataset: Dataset, requests: Iterable[Request], sizes: list[list[int]], device: torch.device
 ) -> Iterator[Batch]:
+    """Batches that the workers make together, each its own share of every one."""
+    workers = len(sizes[0])
+    portions = (
+        (indices, uniforms)
+        for request, own in zip(requests, cycle(sizes), strict=False)
+        for indices, uniforms in zip(*(torch.split(t, own) for t in request), strict=True)
+    )
+    # a DataLoader deals requests to its workers in turns: share k of all of them to worker k
+    answers = _from_workers(dataset, portions, workers, device, ahead=2 * workers)
+    while together := list(islice(answers, workers)):
+        yield Batch.joined(together).as_float()
+
+
+def _from_workers(
+    dataset: Dataset,
+    requests: Iterable[Request],
+    workers: int,
+    device: torch.device,
+    *,
+    ahead: int = 2,
+) -> Iterator[Batch]:
+    """The raw batches of requests, on the device; each worker is `ahead` by so many."""
     pinned = device.type == "cuda"
     loader: DataLoader[Batch | _Failure] = DataLoader(
         _Requested(dataset),
@@ -60,6 +103,7 @@ def _stream_from_workers(
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers,
+        prefetch_factor=ahead,
         pin_memory=pinned,
         generator=torch.Generator(),  # or torch would draw from the global one
         worker_init_fn=_shield_from_signals,
@@ -69,7 +113,7 @@ def _stream_from_workers(
     for answer in loader:
         if isinstance(answer, _Failure):
             raise ValueError(answer.message)
-        yield answer.to(device, non_blocking=pinned).as_float()
+        yield answer.to(device, non_blocking=pinned)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import lru_cache, partial
 
 import torch
@@ -10,7 +11,28 @@ from torch import Tensor
 from flowmatch.randomness import keyed_generator
 
 
-class ShuffledOrder:
+class Order(ABC):
+    """Which samples the rows of every global batch hold: a function without state."""
+
+    @abstractmethod
+    def rows(self, images: int, start: int, stop: int) -> Tensor:
+        """The indices of rows start ... stop - 1 of a batch, [stop - start] int64.
+
+        Args:
+            images: how many samples were seen before that batch.
+            start, stop: which of its rows.
+        """
+
+    def lanes(self, start: int, stop: int) -> Tensor | None:
+        """A number for each of these rows of every batch, increasing; None: they do not matter.
+
+        Rows with one number lie near each other in the data from batch to batch, and are best read
+        by one process.
+        """
+        return None
+
+
+class ShuffledOrder(Order):
     """An endless sequence of indices, each epoch a fresh permutation of 0 ... length - 1.
 
     Position p belongs to epoch p // length and holds `permutation[p % length]`, where the
@@ -40,6 +62,9 @@ class ShuffledOrder:
             parts.append(self._permutation(epoch)[offset : offset + count])
             start += count
         return torch.cat(parts)
+
+    def rows(self, images: int, start: int, stop: int) -> Tensor:
+        return self.indices(images + start, images + stop)
 
 
 def _permutation(length: int, seed: int, epoch: int) -> Tensor:

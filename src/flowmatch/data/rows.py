@@ -73,7 +73,7 @@ def read_parquet(files: Sequence[Path]) -> Any:
                 return datasets.load_dataset("parquet", data_files={"rows": filled}, split="rows")
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         raise ValueError(
-            f"cannot read {', '.join(names[:3])} as parquet ({_first_line(error)});"
+            f"cannot read {', '.join(names[:3])} as parquet ({first_line(error)});"
             " replace the file, or give another path"
         ) from None
     raise ValueError(f"{', '.join(names[:3])} holds no rows; replace it, or give another path")
@@ -92,7 +92,7 @@ def read_hub(path: str, name: str | None, split: str) -> Any:
     except Exception as error:  # connection, permission, missing set or split: many classes
         raise ValueError(
             f"cannot load the split {split!r} of {path!r} from the Hugging Face hub"
-            f" ({_first_line(error)}); check the name and the connection, or give a local"
+            f" ({first_line(error)}); check the name and the connection, or give a local"
             " parquet file"
         ) from None
 
@@ -193,7 +193,7 @@ def _quiet() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What went wrong first, on one line."""
     cause = error.__cause__ or error
     return str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flowmatch.data.pixels import encode_png
 from flowmatch.generation.drawing import Drawn
-from flowmatch.generation.store import Store, as_image, encode_png, write_whole
+from flowmatch.generation.store import Store, as_image, write_whole
 
 SAMPLE = re.compile(r"\d{5,}\.png")
 """How our files are called: the seed with at least five digits."""

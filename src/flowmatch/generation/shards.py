@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import tarfile
 import threading
@@ -16,15 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flowmatch.data.pixels import encode_png
+from flowmatch.data.tar import Members, write_tar
 from flowmatch.generation.drawing import Drawn
 from flowmatch.generation.job import SampleJob
-from flowmatch.generation.store import Store, as_image, encode_png
+from flowmatch.generation.store import Store, as_image
 
 _SHARD = re.compile(r"shard-\d{6,}\.tar")
 _PIECE = 64
-
-Members = Mapping[str, bytes]
-"""The files of one sample by their suffix, in the order in which they are written."""
 
 
 class ShardStore(Store):
@@ -101,22 +99,7 @@ class ShardStore(Store):
 
 def write_shard(path: Path, samples: Mapping[int, Members]) -> None:
     """Write samples by seed as a tar file, whole or not at all; its bytes follow from them."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for seed in sorted(samples):
-                for suffix, content in samples[seed].items():
-                    member = tarfile.TarInfo(f"{seed:05d}.{suffix}")  # no time, owner 0
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_tar(path, ((f"{seed:05d}", samples[seed]) for seed in sorted(samples)))
 
 
 def read_shard(path: Path) -> Iterator[tuple[int, Members]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from flowmatch.generation.drawing import Drawn
@@ -66,18 +64,6 @@ def write_whole(path: Path, content: bytes, *, durable: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def encode_png(image: Tensor) -> bytes:
-    """A uint8 [C, H, W] image, C = 1 or 3, as PNG.
-
-    Pillow's encoder lets other threads run while it compresses. torchvision's takes two thirds of
-    the time (benchmarks/output.py), but is deprecated and to be removed.
-    """
-    content = io.BytesIO()
-    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-    Image.fromarray(pixels.numpy()).save(content, "png")
-    return content.getvalue()
 
 
 def as_image(pixels: np.ndarray) -> Tensor:

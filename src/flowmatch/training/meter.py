@@ -77,23 +77,32 @@ class Meter:
         norms = torch.stack([self._norms.get(step, nothing) for step in self._losses]).tolist()
         return [Step(*known) for known in zip(self._losses, losses, norms, strict=True)]
 
-    def read(self, images: int, steps: list[Step]) -> dict[str, Any]:
+    def read(self, images: int, steps: list[Step], *, waited: float = 0.0) -> dict[str, Any]:
         """The numbers of the steps since the last call, as `steps` gave them; starts anew.
 
         `loss_t` is the mean loss of the samples whose t fell into each tenth of [0, 1], None where
         none did. `seconds` is the training time from the first start of the run. `grad_norm` is
         of the last step, `clipped` the share of steps whose gradient was larger than allowed.
+        `data_wait` is the share of the training time in which the device waited for data, the mean
+        over the processes.
+
+        Args:
+            images: seen by now.
+            steps: as `steps` gave them.
+            waited: seconds that this process's device waited for data since the last call.
         """
         sums = self._accelerator.reduce(self._by_time, "sum").tolist()
         self._take_time()
-        rate = (images - self._images_read) / (self._seconds - self._seconds_read)
-        self._images_read, self._seconds_read = images, self._seconds
+        elapsed = self._seconds - self._seconds_read
+        share = torch.tensor(waited / elapsed, device=self._accelerator.device)
         metrics: dict[str, Any] = {
             "loss": sum(step.loss for step in steps) / max(len(steps), 1),
-            "images_per_second": rate,
+            "images_per_second": (images - self._images_read) / elapsed,
+            "data_wait": float(self._accelerator.reduce(share, "mean")),
             "seconds": self._seconds,
             "loss_t": [total / count if count else None for total, count in sums],
         }
+        self._images_read, self._seconds_read = images, self._seconds
         if steps and self._norms:
             metrics["grad_norm"] = steps[-1].grad_norm
         if steps and self._max_grad_norm is not None:

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from flowmatch.training.bins import centres
+from flowmatch.training.waiting import WaitWatch
 
 
 class Tracker:
@@ -46,6 +47,7 @@ class Tracker:
         self._board = SummaryWriter(run_dir / "tensorboard", purge_step=start + 1)
         self._bar = None
         self._total = total
+        self._waits = WaitWatch()
         if sys.stderr.isatty():
             self._bar = Bar(total, start)
 
@@ -63,6 +65,10 @@ class Tracker:
             self._bar.describe(line)
         else:
             self.say(step, line)
+        if "data_wait" in metrics:
+            advice = self._waits.look(metrics["data_wait"], metrics["seconds"])
+            if advice is not None:
+                self.say(step, advice)
 
     def record(
         self, step: int, content: Mapping[str, Any], *, scalars: Mapping[str, Any] | None = None
@@ -120,7 +126,7 @@ class Tracker:
         self._last = {name: record for record in kept for name in record}
 
 
-_SHOWN = ("loss", "lr", "grad_norm", "images_per_second")
+_SHOWN = ("loss", "lr", "grad_norm", "images_per_second", "data_wait")
 
 
 class Bar:
