@@ -19,6 +19,15 @@ from flowmatch.training.settings import Precision
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _MOST_SECONDS = 0.1
+_PEAKS: dict[str, dict[Precision, float]] = {
+    "B200": {"fp32": 1.1e15, "fp16": 2.25e15, "bf16": 2.25e15},
+    "H200": {"fp32": 494e12, "fp16": 989e12, "bf16": 989e12},
+    "H100": {"fp32": 494e12, "fp16": 989e12, "bf16": 989e12},
+    "A100": {"fp32": 156e12, "fp16": 312e12, "bf16": 312e12},
+    "RTX 4090": {"fp32": 82.6e12, "fp16": 165e12, "bf16": 165e12},
+    "V100": {"fp32": 15.7e12, "fp16": 125e12},
+}
+"""Dense operations a second by NVIDIA's data sheets (SXM); fp32 means TF32 where there is it."""
 
 
 def starting_facts(
@@ -81,6 +90,13 @@ def matmul_rate(device: torch.device, precision: Precision) -> float:
         _wait(device)
         seconds.append(time.perf_counter() - began)
     return 2 * n**3 / min(seconds)
+
+
+def peak_rate(device: torch.device, precision: Precision) -> float:
+    """The most operations a second that a device can do, by its maker; else as `matmul_rate`."""
+    name = device_name(device)
+    known = next((peaks for model, peaks in _PEAKS.items() if model in name), {})
+    return known.get(precision) or matmul_rate(device, precision)
 
 
 def device_name(device: torch.device) -> str:

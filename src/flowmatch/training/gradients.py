@@ -14,6 +14,7 @@ from flowmatch.losses import Learned, SampleLosses
 from flowmatch.networks import dropouts_of
 from flowmatch.training.draws import Split, seed_the_rest
 from flowmatch.training.feed import Feed
+from flowmatch.training.profiling import Clock
 from flowmatch.training.result import TrainingFailed
 from flowmatch.training.settings import TrainConfig
 
@@ -35,6 +36,7 @@ class Gradients:
         flow: the flow in it.
         learned: what the loss learns besides, or None.
         feed: gives the parts.
+        clock: of the phases.
         config: says how the batch is dealt.
         accelerator: the processes.
     Raises:
@@ -47,11 +49,12 @@ class Gradients:
         flow: Flow,
         learned: Learned | None,
         feed: Feed,
+        clock: Clock,
         config: TrainConfig,
         accelerator: Accelerator,
     ) -> None:
         self._objective, self._flow, self._learned = objective, flow, learned
-        self._feed, self._accelerator = feed, accelerator
+        self._feed, self._clock, self._accelerator = feed, clock, accelerator
         self._dropouts = dropouts_of(flow)
         self._shrinks = config.micro_batch == "auto"
         self._rehearsals = _REHEARSED if accelerator.num_processes > 1 else 0
@@ -87,14 +90,19 @@ class Gradients:
         split, accelerator = self.split, self._accelerator
         # data-parallel wrappers talk in forward passes too
         objective = self._objective if exchange else accelerator.unwrap_model(self._objective)
-        for part in self._feed.parts(split, step, images):
+        parts = self._feed.parts(split, step, images)
+        for _ in range(split.accumulate):
+            with self._clock.phase("data"):
+                part = next(parts)
             for number, layer in enumerate(self._dropouts):
                 layer.rows = part.rows.for_purpose("dropout", number)
             seed_the_rest(part.rows, device=accelerator.device)
             last = exchange and len(found) + 1 == split.accumulate
             with contextlib.nullcontext() if last else accelerator.no_sync(self._objective):
-                mean, losses = objective(part.x1, self._flow.known(part.cond), part.draws)
-                accelerator.backward(mean / split.accumulate)
+                with self._clock.phase("forward"):
+                    mean, losses = objective(part.x1, self._flow.known(part.cond), part.draws)
+                with self._clock.phase("backward"):
+                    accelerator.backward(mean / split.accumulate)
             found.append(losses)
         return found
 

@@ -19,6 +19,8 @@ _UNITS = ("steps", "images")
 _CADENCES = ("save_every", "sample_every", "evaluate_every")
 LEAST_EVALUATED = 10
 """Samples of an evaluation: fewer say nothing, and some metrics have no value for them."""
+PROFILED_STEPS = 33
+"""Steps that a profile takes."""
 _COUNTS = ("batch", "accumulate", "lr_for_batch", "log_every_steps", "keep_last", "samples")
 
 
@@ -51,6 +53,8 @@ class TrainConfig(Component):
         workers: processes that decode images of data sets that do not fit in memory.
         memory_format: layout of image networks and batches; "auto" is channels_last on a GPU and
             contiguous elsewhere, whichever is faster there.
+        profile: clock and trace the first 33 steps after a start or resume, and say where their
+            time went.
         log_every_steps: the only moments, besides saving, sampling and evaluating, at which the
             device waits for the host.
         save_every_steps, save_every_images: distance of checkpoints; None of both saves at the end.
@@ -82,6 +86,7 @@ class TrainConfig(Component):
     seed: int = 0
     workers: int = 4
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    profile: bool = False
     log_every_steps: int = 50
     save_every_steps: int | None = None
     save_every_images: int | None = None
@@ -131,6 +136,10 @@ class TrainConfig(Component):
         if twice := [name for name in named if named.count(name) > 1]:
             raise ValueError(
                 f"train.ema has {twice[0]} twice; averages differ in decay, half-life or std"
+            )
+        if self.profile and self.total_steps < PROFILED_STEPS:
+            raise ValueError(
+                f"train.profile takes {PROFILED_STEPS} steps, but the run has {self.total_steps}"
             )
         if self.workers < 0:
             raise ValueError(f"train.workers cannot be negative, got {self.workers}")

@@ -25,6 +25,7 @@ from flowmatch.training.feed import Feed
 from flowmatch.training.gradients import Gradients
 from flowmatch.training.meter import Meter
 from flowmatch.training.objective import Objective
+from flowmatch.training.profiling import Clock, Profile
 from flowmatch.training.result import Result
 from flowmatch.training.settings import TrainConfig
 from flowmatch.training.showing import View
@@ -83,8 +84,9 @@ class Trainer:
         self.learned = objective.learned
         optimizer = config.optimizer.build(objective, config.peak_lr)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self._clock = Clock(self.device)
         self.gradients = Gradients(
-            self.objective, flow, self.learned, self.feed, config, accelerator
+            self.objective, flow, self.learned, self.feed, self._clock, config, accelerator
         )
         self.checkpoints = Checkpoints(run_dir)
         self.snapshots = Snapshots(run_dir, config.post_hoc)
@@ -105,6 +107,11 @@ class Trainer:
         )
         self._meter = Meter(accelerator, max_grad_norm=config.max_grad_norm)
         self._second_chance = SecondChance(run_dir)
+        self._profile = (
+            Profile(self._clock, run_dir, accelerator, flow, batch=config.batch)
+            if config.profile
+            else None
+        )
         self._resumed_from: Path | None = None
 
     @property
@@ -148,6 +155,9 @@ class Trainer:
             while self.step < config.total_steps and not stopped:
                 self.train_step()
                 tracker.advance()
+                if self._profile is not None and self._profile.step_done():
+                    with self._meter.paused():
+                        self._profile.tell(tracker, self.step, self.state.images)
                 stopped = stop.agreed() and self.step < config.total_steps
                 ends = stopped or self.step == config.total_steps
                 if ends or _due(self.step, config.log_every_steps):
@@ -182,9 +192,11 @@ class Trainer:
             parts = self.gradients.compute(self.step, self.state.images)
             for losses in parts:
                 self._meter.add(self.step, losses, parts=len(parts))
-            self._update()
+            with self._clock.phase("optimizer"):
+                self._update()
         self.state.advance(self.config.batch)
-        self.averages.update(self.step, batch=self.config.batch, images=self.state.images)
+        with self._clock.phase("ema"):
+            self.averages.update(self.step, batch=self.config.batch, images=self.state.images)
 
     def _update(self) -> None:
         """Move the weights by the gradients of the step."""
@@ -222,6 +234,8 @@ class Trainer:
                 one = Probe.of(self.dataset, 1, known=self.flow.nulls, seed=0, device=self.device)
                 facts = starting_facts(self.averages.own, one.x1, one.cond, self.accelerator)
                 tracker.record(self.step, {"images": self.state.images, "started": facts})
+                if self._profile is not None:
+                    self._profile.forward_flops = facts["forward_flops_per_image"]
             self.accelerator.wait_for_everyone()  # the measurement has the machine for itself
         self.evaluations.take_up(tracker, self.checkpoints)
         if self.evaluations.due(self.step):
