@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src/flowmatch"
 FLOORS = [
-    {"tensors", "randomness", "component", "room", "markdown", "caching"},
+    {"tensors", "randomness", "component", "room", "markdown", "caching", "compiler"},
     {
         "paths",
         "couplings",
@@ -40,6 +40,7 @@ FLOORS = [
 ]
 # in a floor of several stories, what may be imported from within it
 WITHIN = {
+    "compiler": {"caching"},
     "guidance": {"flow"},
     "likelihood": {"sampling"},
     "editing": {"sampling"},

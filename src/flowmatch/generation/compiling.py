@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from flowmatch.compiler import prepare_compiler
 from flowmatch.flow import Cond, Flow
 from flowmatch.solvers import FixedStep, Solver
 
@@ -34,10 +33,8 @@ def check_compile(what: Compile, solver: Solver) -> None:
             f"--compile grid needs a one-step solver such as euler or heun, not {kind}; use"
             " --compile step"
         )
-    if what != "off" and not torch.cuda.is_available():
-        names = (os.environ.get("CXX", "g++"), "clang++", "c++")
-        if not any(shutil.which(name) for name in names):
-            raise ValueError("--compile needs a C++ compiler such as g++; install one or leave out")
+    if what != "off":
+        prepare_compiler("--compile")
 
 
 def compile_network(flow: Flow) -> Flow:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from flowmatch.augmentation import AugmentationConfig
 from flowmatch.component import Component
+from flowmatch.training.compiling import Compile
 from flowmatch.training.ema import EMAConfig, Exponential, Power, Profile
 from flowmatch.training.optim import AdamW, OptimizerConfig
 from flowmatch.training.schedules import Constant, ScheduleConfig
@@ -53,6 +54,8 @@ class TrainConfig(Component):
         workers: processes that decode images of data sets that do not fit in memory.
         memory_format: layout of image networks and batches; "auto" is channels_last on a GPU and
             contiguous elsewhere, whichever is faster there.
+        compile: torch.compile of the "network" or of the "blocks" that it repeats, or "off"; "auto"
+            compiles on a GPU alone. What was compiled is kept for later runs.
         profile: clock and trace the first 33 steps after a start or resume, and say where their
             time went.
         log_every_steps: the only moments, besides saving, sampling and evaluating, at which the
@@ -86,6 +89,7 @@ class TrainConfig(Component):
     seed: int = 0
     workers: int = 4
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    compile: Compile = "auto"
     profile: bool = False
     log_every_steps: int = 50
     save_every_steps: int | None = None

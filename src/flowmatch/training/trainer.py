@@ -16,6 +16,7 @@ from flowmatch.flow import Flow
 from flowmatch.losses import FlowMatching
 from flowmatch.solvers import Solver
 from flowmatch.training.checkpoint import Checkpoints
+from flowmatch.training.compiling import compile_in_place
 from flowmatch.training.cost import starting_facts
 from flowmatch.training.diagnosis import Probe
 from flowmatch.training.distributed import StopRequest
@@ -80,6 +81,7 @@ class Trainer:
             flow.to(memory_format=torch.channels_last)
         self.feed = Feed(self.dataset, config, device=self.device, channels_last=channels_last)
         self.averages = Averages(flow, config.profiles)
+        self._compiled = compile_in_place(flow.network, config.compile, self.device)
         objective = Objective(flow, loss).to(self.device)
         self.learned = objective.learned
         optimizer = config.optimizer.build(objective, config.peak_lr)
@@ -107,11 +109,8 @@ class Trainer:
         )
         self._meter = Meter(accelerator, max_grad_norm=config.max_grad_norm)
         self._second_chance = SecondChance(run_dir)
-        self._profile = (
-            Profile(self._clock, run_dir, accelerator, flow, batch=config.batch)
-            if config.profile
-            else None
-        )
+        follow = functools.partial(Profile, self._clock, run_dir, accelerator, flow)
+        self._profile = follow(batch=config.batch) if config.profile else None
         self._resumed_from: Path | None = None
 
     @property
@@ -233,7 +232,8 @@ class Trainer:
             if self.accelerator.is_main_process:
                 one = Probe.of(self.dataset, 1, known=self.flow.nulls, seed=0, device=self.device)
                 facts = starting_facts(self.averages.own, one.x1, one.cond, self.accelerator)
-                tracker.record(self.step, {"images": self.state.images, "started": facts})
+                started = {**facts, "compiled": self._compiled}
+                tracker.record(self.step, {"images": self.state.images, "started": started})
                 if self._profile is not None:
                     self._profile.forward_flops = facts["forward_flops_per_image"]
             self.accelerator.wait_for_everyone()  # the measurement has the machine for itself
