@@ -56,7 +56,7 @@ def _of_hub(path: str, name: str | None, split: str) -> tuple[Any, list[str]]:
             " name and the connection, or give a local parquet file"
         ) from None
     if not found:
-        known = ", ".join(files or {}) or "none"
+        known = ", ".join(map(str, files or {})) or "none"
         raise ValueError(f"{path!r} has no split {split!r} on the hub; it has {known}")
     if any(not file.endswith(".parquet") for file in found):
         raise ValueError(

@@ -161,7 +161,8 @@ def _claim(folder: Path, job: Mapping[str, Any]) -> None:
         known = json.loads(note.read_text()) if note.is_file() else None
     except ValueError:
         known = {}
-    if known is None and any(folder.iterdir()):
+    others = {path.name for path in folder.iterdir()} - {f".{_JOB}.partial"}  # of a kill
+    if known is None and others:
         raise ValueError(
             f"{folder} is not empty; choose another folder for the shards, or clear it"
         )

@@ -150,7 +150,7 @@ class _Resized(Dataset):
     def __init__(self, dataset: Dataset, size: tuple[int, ...]) -> None:
         self.dataset, self.size = dataset, size
         self.shape = (dataset.shape[0], *size)
-        self.num_classes = dataset.num_classes
+        self.num_classes, self.random_access = dataset.num_classes, dataset.random_access
 
     def __len__(self) -> int:
         return len(self.dataset)

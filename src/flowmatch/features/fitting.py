@@ -60,7 +60,8 @@ def fit(
         device: where to compute.
         progress: told after each batch how far it has come.
     Raises:
-        ValueError: the data are no such images, or `held_out` is of another kind than `train`.
+        ValueError: the data are no such images, or streamed from where they cannot be read here
+            and there, or `held_out` is of another kind than `train`.
     Source: turns, Gidaris et al. 2018; features of a classifier of the data in place of
     Inception's, Binkowski et al. 2018 (KID; a LeNet for MNIST).
     """
@@ -89,6 +90,13 @@ def check(train: Dataset, held_out: Dataset | None) -> None:
     if len(train) < LEAST_SET:
         raise ValueError(
             f"features are fitted to {LEAST_SET} images or more, but this data set has {len(train)}"
+        )
+    if not train.random_access:
+        raise ValueError(
+            "features are fitted to images from all over a set, which parquet files and distant"
+            " shards are too slow for when they are streamed; use published features (--features"
+            " inception, train.evaluate_features=inception), or shards on a local disk (flowmatch"
+            " shard)"
         )
     if held_out is None:
         return
