@@ -44,7 +44,7 @@ PROGRAMS = {
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "benchmarks/README.md"),
     *("docs/extending.md", "docs/evaluation.md", "docs/sampling.md"),
-    "docs/training.md",
+    *("docs/training.md", "docs/scaling.md"),
 ]
 
 
@@ -146,6 +146,11 @@ SCRIPTS = {
     "benchmarks/solvers.py": ["--samples", "20", "--nfe", "2", "4", "--picture", "/dev/null"],
     "benchmarks/draw_quality.py": ["docs/numbers/digits-solvers.json"],
     "benchmarks/evaluation.py": ["--images", "100", "--samples", "20", "--nfe", "2"],
+    "benchmarks/data.py": [
+        *("--images", "80", "--size", "16", "--batch", "16", "--lanes", "4"),
+        *("--workers", "1", "--rounds", "1"),
+    ],
+    "benchmarks/plan.py": ["--shape", "4", "32", "32", "--gpus", "8", "64", "network.depth=2"],
     "benchmarks/output.py": ["--images", "200", "--rounds", "2"],
 }
 

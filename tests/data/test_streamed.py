@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
 from flowmatch.data import (
     Hub,
@@ -228,6 +229,19 @@ def test_a_piece_is_closed_when_its_last_sample_was_read(config, small_pieces):
     assert most <= 4 * 3  # a window of 6 lies in at most 3 pieces of a lane, of which it has 4
 
 
+def test_a_rest_that_nobody_needs_is_closed(config, small_pieces):
+    """As of the pieces that a border between lanes cuts: another worker reads the rest."""
+    dataset = config.build()
+    dataset.source._forget()
+    dataset.source.fetch(torch.tensor([0]))
+    kept_for = dataset.source.kept_for
+    assert kept_for == 2 * 4 * 6
+    dataset.source.fetch(torch.arange(8, 8 + kept_for))
+    assert 0 in dataset.source._open_now
+    dataset.source.fetch(torch.tensor([63]))
+    assert 0 not in dataset.source._open_now
+
+
 def test_pieces_beyond_the_most_are_closed(config, small_pieces):
     source = config.build().source
     source.most_open = 2
@@ -253,6 +267,20 @@ def test_a_store_by_its_url(kind, tmp_path):
     asked, lanes = wanted(there, 7)
     (first, *_) = stream(there, asked, workers=2, device="cpu", lanes=lanes)
     assert torch.equal(first.x1, there.batch(*asked[0]).x1)
+
+
+def test_connections_of_the_parent_are_not_used_by_a_worker(tmp_path):
+    """An asynchronous store refuses to be used after a fork; each worker makes its own."""
+    config = shards(write_shards(tmp_path / "data"))
+    index = tarsource.read_index(fsspec.filesystem("file"), str(tmp_path / "data"))
+    store = AsyncFileSystemWrapper(fsspec.filesystem("file"))
+    distant = config.build()
+    distant.source = distant._pieces = tarsource.TarSource(store, index, labelled=True)
+    indices, uniforms = torch.arange(COUNT), torch.rand(COUNT, 4)
+    here = distant.batch(indices, uniforms)
+    (there,) = stream(distant, [(indices, uniforms)], workers=1, device="cpu")
+    assert torch.equal(here.x1, there.x1)
+    assert torch.equal(here.x1, config.build().batch(indices, uniforms).x1)
 
 
 def test_files_of_a_hub_set_are_found_by_datasets(tmp_path):

@@ -35,7 +35,7 @@ class ParquetSource(PieceSource):
     def __init__(
         self, fs: Any, paths: Sequence[str], *, image: str | None, label: str | None, origin: str
     ) -> None:
-        self._fs, self._paths = fs, list(paths)
+        self._paths = list(paths)
         self._groups = [
             (file, group, rows)
             for file, groups in enumerate(_row_groups(fs, self._paths))
@@ -44,7 +44,7 @@ class ParquetSource(PieceSource):
         ]
         if not self._groups:
             raise ValueError(f"{origin} holds no rows; give a path or a split that does")
-        super().__init__([rows for _, _, rows in self._groups])
+        super().__init__(fs, [rows for _, _, rows in self._groups])
         schema = self._file(self._groups[0][0]).schema_arrow
         named = SimpleNamespace(features=_features(schema))
         self.column, self.label = image_column(named, image, origin), label

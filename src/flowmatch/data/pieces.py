@@ -6,6 +6,7 @@ import io
 import os
 import threading
 from abc import abstractmethod
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowmatch.data.source import Source
+from flowmatch.data.storage import reopened
 
 
 class Sample(NamedTuple):
@@ -35,19 +37,28 @@ class PieceSource(Source):
     of training none is needed again before the next epoch.
 
     Args:
+        fs: the file system that they are on.
         counts: samples of each piece.
         labels: all classes, where they are known without the images.
     """
 
-    def __init__(self, counts: Sequence[int], labels: Tensor | None = None) -> None:
+    _fetched: int
+
+    most_open: int = 64
+    """Pieces that are open at a time."""
+
+    kept_for: int | None = None
+    """A piece is closed when so many samples of others were read since it was last needed."""
+
+    def __init__(self, fs: Any, counts: Sequence[int], labels: Tensor | None = None) -> None:
+        self._fs = fs
         self.counts = torch.tensor(counts, dtype=torch.int64)
         self.labels = labels
-        self.most_open = 64
-        self._ends = self.counts.cumsum(0)
+        self._ends: list[int] = self.counts.cumsum(0).tolist()
         self._forget()
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def image(self, index: int) -> Image.Image:
         (sample,) = self.fetch(torch.tensor([index]))
@@ -59,28 +70,29 @@ class PieceSource(Source):
         Raises:
             ValueError: a piece cannot be read.
         """
-        if self._process != os.getpid():  # a worker: locks and files of its parent are not its own
+        if self._process != os.getpid():  # a worker: what its parent has open is not its own
+            self._fs = reopened(self._fs)
             self._forget()
         found: dict[int, Sample] = {}
-        pieces = torch.searchsorted(self._ends, indices, right=True)
-        first = (self._ends - self.counts)[pieces]
         slots: dict[int, list[tuple[int, int]]] = {}
-        rows = (indices - first).tolist()
-        for slot, (piece, row) in enumerate(zip(pieces.tolist(), rows, strict=True)):
+        for slot, index in enumerate(indices.tolist()):
+            piece, row = self.place(index)
             slots.setdefault(piece, []).append((slot, row))
         with self._lock:
             for piece, wanted in slots.items():
                 opened = self._opened(piece)
                 found |= {slot: opened(row) for slot, row in wanted}
                 self._left[piece] -= len(wanted)
+                self._needed[piece] = self._fetched = self._fetched + len(wanted)
                 if self._left[piece] <= 0:
                     del self._open_now[piece]
-        return [found[slot] for slot in range(len(rows))]
+            self._close_old()
+        return [found[slot] for slot in range(len(indices))]
 
     def place(self, index: int) -> tuple[int, int]:
         """The piece of a sample, and its row in it."""
-        piece = int(torch.searchsorted(self._ends, index, right=True))
-        return piece, index - int(self._ends[piece] - self.counts[piece])
+        piece = bisect_right(self._ends, index)
+        return piece, index - (self._ends[piece - 1] if piece else 0)
 
     @abstractmethod
     def open(self, piece: int) -> Opened:
@@ -94,10 +106,17 @@ class PieceSource(Source):
         if piece not in self._open_now:
             self._open_now[piece] = self.open(piece)
             self._left[piece] = int(self.counts[piece])
-            while len(self._open_now) > self.most_open:
-                self._open_now.popitem(last=False)
         self._open_now.move_to_end(piece)
         return self._open_now[piece]
+
+    def _close_old(self) -> None:
+        while self._open_now:
+            oldest = next(iter(self._open_now))
+            unused = self._fetched - self._needed[oldest]
+            long = self.kept_for is not None and unused > self.kept_for
+            if not long and len(self._open_now) <= self.most_open:
+                return
+            del self._open_now[oldest]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_lock": None, "_open_now": None, "_process": None}
@@ -106,3 +125,5 @@ class PieceSource(Source):
         self._process, self._lock = os.getpid(), threading.Lock()
         self._open_now: OrderedDict[int, Opened] = OrderedDict()
         self._left: dict[int, int] = {}
+        self._needed: dict[int, int] = {}
+        self._fetched = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def open_store(path: str) -> tuple[Any, str]:
 def is_local(fs: Any) -> bool:
     """Whether a file system is the local disk."""
     return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def reopened(fs: Any) -> Any:
+    """The same file system for this process: its connections cannot be shared with the parent."""
+    return pickle.loads(pickle.dumps(fs))
 
 
 def stamp_of(fs: Any, path: str) -> str:

@@ -51,6 +51,8 @@ class StreamedImages(DecodedImages):
         self._pieces, self._streaming = source, streaming
         mean = max(len(source) // len(source.counts), 1)
         source.most_open = streaming.lanes * (streaming.buffer // mean + 2)
+        # what two windows of no lane needed is the rest of a piece that another process reads
+        source.kept_for = 2 * streaming.lanes * streaming.buffer
         if error := header_error(_Read(source, torch.tensor([0])), 0, transform):
             raise error
 

@@ -149,8 +149,8 @@ class TarSource(PieceSource):
         labels = None
         if labelled:
             labels = torch.from_numpy(np.array(index.members[:, 2]))
-        super().__init__([count for _, _, count in starts], labels)
-        self._fs, self._index, self._starts = fs, index, starts
+        super().__init__(fs, [count for _, _, count in starts], labels)
+        self._index, self._starts = index, starts
         self._before = np.cumsum([0, *index.counts])
 
     def open(self, piece: int) -> Opened:
