@@ -150,7 +150,7 @@ SCRIPTS = {
         *("--images", "80", "--size", "16", "--batch", "16", "--lanes", "4"),
         *("--workers", "1", "--rounds", "1"),
     ],
-    "benchmarks/plan.py": ["--shape", "4", "32", "32", "--gpus", "8", "64", "network.depth=2"],
+    "benchmarks/plan.py": ["network.depth=2", "--gpus", "8", "64", "--shape", "4", "32", "32"],
     "benchmarks/output.py": ["--images", "200", "--rounds", "2"],
 }
 
