@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_trainer import train
 from torch import nn
 
@@ -39,6 +40,19 @@ def test_operations_counted_by_hand():
         conv + attention + linear
     )
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Attention(nn.Module):
+    """Attention of 16 tokens of 8 numbers to each other, in 2 heads."""
+
+    def forward(self, x, t, cond=None):
+        heads = x.reshape(len(x), 16, 2, 4).transpose(1, 2)
+        out = F.scaled_dot_product_attention(heads, heads, heads)
+        return out.transpose(1, 2).reshape(x.shape)
+
+
+def test_attention_is_counted_on_a_cpu_too():
+    assert forward_flops(Flow(Attention()).eval(), torch.zeros(1, 128)) == 2 * (2 * 2 * 16 * 16 * 4)
 
 
 def test_a_unet_of_twice_the_channels_does_nearly_four_times_the_work():
