@@ -6,10 +6,13 @@ The same images (JPEG, of their final size) are read from memory, from a folder,
 at random, and streamed: parquet files, shards on a local disk, and the files of a hub data set as
 the hub's are read, through a file system that is not local, though here from disk. "one worker a
 batch" streams the parquet files without dealing lanes to workers: then each worker opens every row
-group. Images a second are those of a consumer that does nothing else; the share of waiting is that
-of one that takes batches at a given rate and leaves the cores to the workers meanwhile. Other work
-on the machine spoils both, but hardly the CPU time an image takes, in all processes together, nor
-the number of times that a piece (a row group, 64 neighbours of a shard) is opened in an epoch.
+group. "50 ms away" are the shards in a store where every reading takes that much longer, with and
+without pieces being opened ahead of time.
+
+Images a second are those of a consumer that does nothing else; the share of waiting is that of one
+that takes batches at a given rate and leaves the cores to the workers meanwhile. Other work on the
+machine spoils both, but hardly the CPU time an image takes, in all processes together, nor the
+number of times that a piece (a row group, 64 neighbours of a shard) is opened in an epoch.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from measure import record
 from PIL import Image
 
@@ -39,6 +43,7 @@ from flowmatch.data.hubfiles import find_files
 from flowmatch.data.packing import Files, pack
 from flowmatch.data.parquet import ParquetSource
 from flowmatch.data.pieces import Opened
+from flowmatch.data.tarsource import TarSource, read_index
 from flowmatch.data.transforms import ShortSide
 from flowmatch.training.draws import Split, requests
 
@@ -65,6 +70,10 @@ def main() -> None:
         for _ in range(args.rounds):  # in turns, for a machine whose speed drifts
             for name, (dataset, dealt) in paths.items():
                 found[name].append(measure(dataset, args, dealt=dealt))
+        openings = {
+            name: count_openings(dataset, args, dealt=dealt)
+            for name, (dataset, dealt) in paths.items()
+        }
     print(f"{args.images:,} images of {args.size}x{args.size}, {args.workers} workers")
     middle = {}
     for name, rounds in found.items():
@@ -75,7 +84,7 @@ def main() -> None:
             "highest": round(max(rates)),
             "waits": round(statistics.median(r["waits"] for r in rounds), 3),
             "cpu_us": round(statistics.median(r["cpu_us"] for r in rounds)),
-            "openings": round(statistics.median(r["openings"] for r in rounds), 2),
+            "openings": openings[name],
         }
         m = middle[name]
         print(
@@ -137,8 +146,41 @@ def make(
         "parquet, streamed": (table.build(), True),
         "parquet, one worker a batch": (table.build(), False),
         "shards, streamed": (shards.build(), True),
+        "shards 50 ms away": (distant(shards, foreseen=True), True),
+        "shards 50 ms away, unforeseen": (distant(shards, foreseen=False), True),
         "hub, streamed from disk": (hub_from_disk(folder / "rows", size, streaming), True),
     }
+
+
+class Slow(LocalFileSystem):
+    """The disk, as if it were 50 ms away."""
+
+    protocol = "slow"
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        time.sleep(0.05)
+        return super().cat_file(path, start, end)
+
+
+class Unforeseen(TarSource):
+    """Shards of which no piece is opened before it is needed."""
+
+    def expect(self, indices: torch.Tensor) -> None:
+        super().expect(indices[:0])
+
+
+def distant(shards: Shards, *, foreseen: bool) -> Dataset:
+    """The same shards in a slow store."""
+    index = read_index(LocalFileSystem(), shards.root)
+    source = (TarSource if foreseen else Unforeseen)(Slow(), index, labelled=True)
+    return StreamedImages(
+        source,
+        ShortSide(size=shards.image_size),
+        channels=3,
+        num_classes=10,
+        streaming=shards.stream,
+        random_access=False,
+    )
 
 
 def hub_from_disk(rows: Path, size: int, streaming: Streaming) -> Dataset:
@@ -166,14 +208,16 @@ def jpeg(size: int, key: int) -> bytes:
     return content.getvalue()
 
 
-def batches(dataset: Dataset, args: argparse.Namespace, *, dealt: bool) -> Generator[Batch]:
-    """The batches of a training, without end."""
+def batches(
+    dataset: Dataset, args: argparse.Namespace, *, dealt: bool, count: int | None = None
+) -> Generator[Batch]:
+    """The first batches of a training; None: without end."""
     order = dataset.order(0, batch=args.batch, processes=1)
     wanted = requests(order, Split(args.batch, 1, 1, 0), seed=0, step=0, images=0)
     lanes = order.lanes(0, args.batch) if dealt else None
     return read(
         dataset,
-        wanted,
+        itertools.islice(wanted, count),
         workers=args.workers,
         device="cpu",
         lanes=None if lanes is None else [lanes],
@@ -185,7 +229,7 @@ def measure(dataset: Dataset, args: argparse.Namespace, *, dealt: bool) -> dict[
 
     What the workers have read ahead when the clock starts is not counted, but for its CPU time.
     """
-    log, before = count_openings(dataset), sum(os.times()[:4])
+    before = sum(os.times()[:4])
     made = batches(dataset, args, dealt=dealt)
     ahead = 2 * args.workers + 1
     count = max(args.images // args.batch, 2)
@@ -204,18 +248,15 @@ def measure(dataset: Dataset, args: argparse.Namespace, *, dealt: bool) -> dict[
     whole = time.perf_counter() - since
     made.close()  # the workers' time counts when they have ended
     read_images = (ahead + 2 * count) * args.batch
-    epochs = read_images / len(dataset)
-    openings = len(log.read_bytes()) / epochs / len(dataset.source.counts) if log else 0.0
     return {
         "images_per_second": count * args.batch / seconds,
         "waits": waited / whole,
         "cpu_us": (sum(os.times()[:4]) - before) / read_images * 1e6,
-        "openings": openings,
     }
 
 
-def count_openings(dataset: Dataset) -> Path | None:
-    """A file that gets a byte, of whatever process, for each piece that is opened."""
+def count_openings(dataset: Dataset, args: argparse.Namespace, *, dealt: bool) -> float | None:
+    """How often a piece is opened in the first epoch, by whatever process; None without pieces."""
     if not isinstance(dataset, StreamedImages):
         return None
     log, source = Path(tempfile.mkstemp()[1]), dataset.source
@@ -226,7 +267,12 @@ def count_openings(dataset: Dataset) -> Path | None:
         return type(source).open(source, piece)
 
     source.open = logged
-    return log
+    for _ in batches(dataset, args, dealt=dealt, count=args.images // args.batch):
+        pass
+    del source.open
+    found = len(log.read_bytes()) / len(source.counts)
+    log.unlink()
+    return round(found, 2)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from flowmatch.data import ImageFolder, MemoryArrays, ShuffledOrder, stream
+from flowmatch.data.loading import _with_later, shares
 from made_data import make_imagenet
 
 
@@ -88,6 +89,24 @@ def test_a_bad_file_ends_in_its_sentence(tmp_path, workers):
     assert message.startswith(str(bad))
     assert message.endswith("; replace or delete it")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_requests_know_of_later_ones(count):
+    """Two later; the last ones, of which nobody knows what follows, of themselves."""
+    asked = [(torch.tensor([k]), torch.rand(1, 4)) for k in range(count)]
+    found = list(_with_later(asked, 2))
+    assert [request[:2] for request in found] == asked
+    later = [int(request[2]) for request in found]
+    assert later == [k + 2 if k + 2 < count else k for k in range(count)]
+
+
+def test_lanes_keep_their_worker_in_all_parts():
+    """Of two parts with lanes 0 to 3 and 8 to 11, each of 3 workers has the same ones each time."""
+    parts = [torch.arange(4).repeat_interleave(2), torch.arange(8, 12).repeat_interleave(2)]
+    assert shares(parts, 3) == [[6, 2, 0], [0, 4, 4]]
+    assert shares(parts, 8) == [[2, 2, 2, 2, 0, 0, 0, 0], [0, 0, 0, 0, 2, 2, 2, 2]]
+    assert shares(parts[:1], 99) == [[2, 2, 2, 2]]
 
 
 def test_negative_workers_are_refused():

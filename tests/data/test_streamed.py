@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import fsspec
@@ -267,6 +269,59 @@ def test_a_store_by_its_url(kind, tmp_path):
     asked, lanes = wanted(there, 7)
     (first, *_) = stream(there, asked, workers=2, device="cpu", lanes=lanes)
     assert torch.equal(first.x1, there.batch(*asked[0]).x1)
+
+
+@pytest.fixture
+def distant(tmp_path):
+    """Shards in the memory of fsspec, and the pieces that are opened of them."""
+    local = write_shards(tmp_path / "data")
+    memory = fsspec.filesystem("memory")
+    memory.put(local, "/distant", recursive=True)
+    dataset = shards("memory://distant").build()
+    dataset.source._forget()
+    real, calls = dataset.source.open, []
+    dataset.source.open = lambda piece: calls.append(piece) or real(piece)
+    yield dataset, calls
+    memory.rm("/distant", recursive=True)
+
+
+def test_pieces_of_a_distant_store_are_opened_before_they_are_needed(distant):
+    dataset, calls = distant
+    indices = torch.tensor([0, 30, 1])
+    dataset.expect(indices)
+    dataset.expect(indices)
+    wait(dataset.source._coming.values(), timeout=10)
+    assert sorted(calls) == [0, 1]
+    plain = dataset.plain(indices).x1
+    assert sorted(calls) == [0, 1]
+    assert not dataset.source._coming
+    assert torch.equal(plain[2], dataset.plain(torch.tensor([1])).x1[0])
+
+
+def test_damage_that_is_met_ahead_of_time_is_told_when_it_is_needed(distant):
+    dataset, _ = distant
+    fsspec.filesystem("memory").pipe("/distant/some-1.tar", b"cut")
+    dataset.expect(torch.tensor([0, 30]))
+    dataset.plain(torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"some-1\.tar is damaged \(it is cut short\)"):
+        dataset.plain(torch.tensor([30]))
+
+
+def test_a_store_that_fails_is_told_in_one_sentence(distant):
+    dataset, _ = distant
+
+    def broken(path, start, end):
+        raise RuntimeError("the connection\nbroke")
+
+    dataset.source._fs = SimpleNamespace(protocol="memory", cat_file=broken)
+    with pytest.raises(ValueError, match=r"some-0\.tar cannot be read \(the connection\); if"):
+        dataset.plain(torch.tensor([0]))
+
+
+def test_of_a_local_disk_nothing_is_opened_ahead(config):
+    dataset = config.build()
+    dataset.expect(torch.arange(COUNT))
+    assert not dataset.source._coming
 
 
 def test_connections_of_the_parent_are_not_used_by_a_worker(tmp_path):

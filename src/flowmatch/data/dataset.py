@@ -62,6 +62,9 @@ class Dataset(ABC):
             uniforms: the randomness of augmentation, [B, 4] in [0, 1), or None for no augmentation.
         """
 
+    def expect(self, indices: Tensor) -> None:  # noqa: B027 (most sets have nothing to prepare)
+        """Prepare to be asked for the samples `indices` [B] soon, where that saves time."""
+
     @abstractmethod
     def identity(self) -> str:
         """What the plain samples and their labels are: 12 hexadecimal digits, e.g. for a cache.

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -22,6 +23,12 @@ from flowmatch.data.dataset import Dataset
 
 Request = tuple[Tensor, Tensor]
 """What a batch is made of: indices [B] int64 and uniforms [B, 4] in [0, 1)."""
+
+_Foreseen = tuple[Tensor, Tensor, Tensor]
+"""A request, and the indices of a later one."""
+
+_FORESEEN = 8
+"""Steps by which it is later: time to open what lies in a distant store."""
 
 
 def stream(
@@ -53,7 +60,8 @@ def stream(
     if dataset.in_memory or workers == 0:
         return (dataset.raw(*request).to(device).as_float() for request in requests)
     if lanes is None:
-        answers = _from_workers(dataset, requests, workers, device)
+        unforeseen = ((indices, uniforms, indices[:0]) for indices, uniforms in requests)
+        answers = _from_workers(dataset, unforeseen, workers, device)
         return (batch.as_float() for batch in answers)
     return _joined(dataset, requests, shares(lanes, workers), device)
 
@@ -76,10 +84,11 @@ def _joined(
 ) -> Iterator[Batch]:
     """Batches that the workers make together, each its own share of every one."""
     workers = len(sizes[0])
+    foreseen = _with_later(requests, _FORESEEN * len(sizes))
     portions = (
-        (indices, uniforms)
-        for request, own in zip(requests, cycle(sizes), strict=False)
-        for indices, uniforms in zip(*(torch.split(t, own) for t in request), strict=True)
+        portion
+        for request, own in zip(foreseen, cycle(sizes), strict=False)
+        for portion in zip(*(torch.split(t, own) for t in request), strict=True)
     )
     # a DataLoader deals requests to its workers in turns: share k of all of them to worker k
     answers = _from_workers(dataset, portions, workers, device, ahead=2 * workers)
@@ -87,9 +96,20 @@ def _joined(
         yield Batch.joined(together).as_float()
 
 
+def _with_later(requests: Iterable[Request], distance: int) -> Iterator[_Foreseen]:
+    """Each request with the indices of the one so much later, at the end with its own."""
+    waiting: deque[Request] = deque()
+    for request in requests:
+        waiting.append(request)
+        if len(waiting) > distance:
+            yield (*waiting.popleft(), request[0])
+    for request in waiting:
+        yield (*request, request[0])
+
+
 def _from_workers(
     dataset: Dataset,
-    requests: Iterable[Request],
+    requests: Iterable[_Foreseen],
     workers: int,
     device: torch.device,
     *,
@@ -132,9 +152,11 @@ class _Requested(TorchDataset[Batch | _Failure]):
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, request: Request) -> Batch | _Failure:
+    def __getitem__(self, request: _Foreseen) -> Batch | _Failure:
+        indices, uniforms, later = request
         try:
-            return self.dataset.raw(*request)
+            self.dataset.expect(torch.cat([indices, later]))
+            return self.dataset.raw(indices, uniforms)
         except ValueError as error:
             return _Failure(str(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
@@ -16,7 +17,7 @@ from flowmatch.data.rows import first_line, image_column, known_column
 from flowmatch.data.storage import is_local, stamp_of
 
 _FORMAT = "flowmatch-row-groups-1"
-_MOST_FILES = 64  # whose footers a process keeps
+_MOST_FILES = 256  # whose footers a process keeps
 
 
 class ParquetSource(PieceSource):
@@ -102,11 +103,12 @@ class ParquetSource(PieceSource):
         self.__dict__.pop("_kept", None)  # a file that a parent opened is not to be shared
 
     def _file(self, number: int) -> Any:
-        return self._kept(self._paths[number])
+        return self._kept(self._paths[number], threading.get_ident())
 
     @cached_property
     def _kept(self) -> Any:
-        return lru_cache(maxsize=_MOST_FILES)(lambda path: open_parquet(self._fs, path))
+        # one a thread: a reader is not made for several at a time
+        return lru_cache(maxsize=_MOST_FILES)(lambda path, thread: open_parquet(self._fs, path))
 
 
 def open_parquet(fs: Any, path: str) -> Any:

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from flowmatch.data.source import Source
-from flowmatch.data.storage import reopened
+from flowmatch.data.storage import is_local, reopened
+
+_AT_A_TIME = 8
+"""Pieces of a distant store that a process opens at a time."""
 
 
 class Sample(NamedTuple):
@@ -34,7 +38,8 @@ class PieceSource(Source):
     """Base of the sources in pieces; a sample's class may be known only with its image.
 
     The pieces used last stay open. One whose every sample was read is closed at once: in the order
-    of training none is needed again before the next epoch.
+    of training none is needed again before the next epoch. Pieces of a distant store are opened
+    several at a time, and ahead of time where it is known what will be asked for.
 
     Args:
         fs: the file system that they are on.
@@ -54,6 +59,7 @@ class PieceSource(Source):
         self._fs = fs
         self.counts = torch.tensor(counts, dtype=torch.int64)
         self.labels = labels
+        self._distant = not is_local(fs)
         self._ends: list[int] = self.counts.cumsum(0).tolist()
         self._forget()
 
@@ -70,9 +76,7 @@ class PieceSource(Source):
         Raises:
             ValueError: a piece cannot be read.
         """
-        if self._process != os.getpid():  # a worker: what its parent has open is not its own
-            self._fs = reopened(self._fs)
-            self._forget()
+        self.expect(indices)
         found: dict[int, Sample] = {}
         slots: dict[int, list[tuple[int, int]]] = {}
         for slot, index in enumerate(indices.tolist()):
@@ -89,6 +93,18 @@ class PieceSource(Source):
             self._close_old()
         return [found[slot] for slot in range(len(indices))]
 
+    def expect(self, indices: Tensor) -> None:
+        """Begin to open the pieces of samples that will be fetched, if that takes long."""
+        if self._process != os.getpid():  # a worker: what its parent has open is not its own
+            self._fs = reopened(self._fs)
+            self._forget()
+        if not self._distant:
+            return
+        with self._lock:
+            for piece in dict.fromkeys(self.place(index)[0] for index in indices.tolist()):
+                if piece not in self._open_now and piece not in self._coming:
+                    self._coming[piece] = self._pool.submit(self.open, piece)
+
     def place(self, index: int) -> tuple[int, int]:
         """The piece of a sample, and its row in it."""
         piece = bisect_right(self._ends, index)
@@ -96,7 +112,7 @@ class PieceSource(Source):
 
     @abstractmethod
     def open(self, piece: int) -> Opened:
-        """Open a piece.
+        """Open a piece; called from several threads at once.
 
         Raises:
             ValueError: it cannot be read.
@@ -104,7 +120,8 @@ class PieceSource(Source):
 
     def _opened(self, piece: int) -> Opened:
         if piece not in self._open_now:
-            self._open_now[piece] = self.open(piece)
+            coming = self._coming.pop(piece, None)
+            self._open_now[piece] = self.open(piece) if coming is None else coming.result()
             self._left[piece] = int(self.counts[piece])
         self._open_now.move_to_end(piece)
         return self._open_now[piece]
@@ -119,11 +136,14 @@ class PieceSource(Source):
             del self._open_now[oldest]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lock": None, "_open_now": None, "_process": None}
+        mine = dict.fromkeys(("_lock", "_open_now", "_coming", "_pool", "_process"))
+        return self.__dict__ | mine
 
     def _forget(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
         self._open_now: OrderedDict[int, Opened] = OrderedDict()
+        self._coming: dict[int, Future[Opened]] = {}
+        self._pool = ThreadPoolExecutor(_AT_A_TIME)  # its threads start when they are needed
         self._left: dict[int, int] = {}
         self._needed: dict[int, int] = {}
         self._fetched = 0

@@ -60,6 +60,9 @@ class StreamedImages(DecodedImages):
         counts, streaming = self._pieces.counts, self._streaming
         return LaneOrder(counts, streaming, seed=seed, batch=batch, processes=processes)
 
+    def expect(self, indices: Tensor) -> None:
+        self._pieces.expect(indices)
+
     def raw(self, indices: Tensor, uniforms: Tensor | None) -> Batch:
         indices = indices.cpu()
         read = _Read(self._pieces, indices)

@@ -18,6 +18,7 @@ import torch
 from flowmatch.caching import alone, cache_dir, write_whole
 from flowmatch.data.dataset import digest
 from flowmatch.data.pieces import Opened, PieceSource, Sample
+from flowmatch.data.rows import first_line
 from flowmatch.data.storage import is_local, stamp_of
 from flowmatch.data.tar import NO_LABEL, read_headers, write_durably
 
@@ -159,9 +160,10 @@ class TarSource(PieceSource):
         members = np.array(self._index.members[first : first + count])
         try:
             read = self._reader(path, members)
-        except OSError as error:
-            why = error.strerror or error
-            raise ValueError(f"the shard {path} cannot be read ({why}); replace it") from None
+        except Exception as error:  # of the disk or of the store: many classes
+            raise ValueError(
+                f"the shard {path} cannot be read ({first_line(error)}); if it is there, try again"
+            ) from None
 
         def sample(row: int) -> Sample:
             offset, size, label = members[row].tolist()
