@@ -218,7 +218,8 @@ def _explain(error: Mapping[str, Any], root: Any) -> str:
     if kind == "unexpected_keyword_argument":
         known = [f.name for f in dataclasses.fields(owner)] if owner is not None else []
         name, place = ".".join(keys), _place(keys[-1])
-        hint = f"; it belongs to {place}" if place else _nearest(keys[-1], known)
+        misplaced = place is not None and place != name
+        hint = f"; it belongs to {place}" if misplaced else _nearest(keys[-1], known)
         return f"{name}: unknown key{hint}; known here: {', '.join(known)}"
     name = ".".join(keys) or "config"
     if kind == "union_tag_invalid":
