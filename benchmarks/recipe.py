@@ -35,6 +35,7 @@ NETWORK = [
 PLAIN = {
     "velocity prediction": ["predict=velocity"],
     "uniform times": ["loss.time={kind: uniform}"],
+    "squared distance": ["loss.distance.kind=squared"],
     "AdamW, 5e-4": ["train.optimizer={kind: adamw}", "train.lr=5e-4"],
     "batch 64": ["train.batch=64"],
     "linear decay": ["train.schedule.kind=linear"],
