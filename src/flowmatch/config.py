@@ -234,8 +234,7 @@ def _explain(error: Mapping[str, Any], root: Any) -> str:
         return f"{name}: {context['error']}"
     if kind in ("model_attributes_type", "dataclass_type") and isinstance(came, str):
         return f"{name}: is a mapping, e.g. {{kind: {came}}}, got {came!r}"
-    if kind == "literal_error":
-        known = re.findall("'([^']*)'", context["expected"])
+    if kind == "literal_error" and (known := re.findall("'([^']*)'", context["expected"])):
         return (
             f"{name}: unknown name {came!r}{_nearest(str(came), known)}; known: {', '.join(known)}"
         )
