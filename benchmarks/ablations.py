@@ -77,6 +77,9 @@ DIT = [
     "network.heads=4",
 ]
 MUON = ["train.optimizer.kind=muon"]
+TOGETHER = [*MUON, "train.lr=3e-3", "train.batch=16"]
+STRATIFIED = "loss.time={kind: stratified, of: {kind: logit_normal}}"
+HUBER = "loss.distance.kind=huber"
 AUGMENT = [
     "train.augment={kind: geometric, flip_x: 0, flip_y: 0, probability: 0.12}",
     "network.conditions={augment: {kind: vector, dim: 7, when_absent: zero}}",
@@ -118,13 +121,13 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "beta (1.5, 1.5)": ["loss.time.kind=beta"],
         "adaptive": ["loss.time={kind: adaptive, of: {kind: logit_normal}}"],
     },
-    "draws": {"stratified": ["loss.time={kind: stratified, of: {kind: logit_normal}}"]},
+    "draws": {"stratified": [STRATIFIED]},
     "weighting": {
         "min-SNR 5": ["loss.weighting.kind=min_snr"],
         "EDM": ["loss.weighting={kind: edm, sigma_data: 0.9}"],
         "sigmoid 0": ["loss.weighting.kind=sigmoid"],
         "uncertainty": ["loss.weighting.kind=uncertainty"],
-        "Huber 1": ["loss.distance.kind=huber"],
+        "Huber 1": [HUBER],
         "pseudo-Huber 0.1": ["loss.distance={kind: pseudo_huber, c: 0.1}"],
     },
     "augmentation": {"geometric 0.12": AUGMENT},
@@ -141,14 +144,16 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     },
     "together": {
         "Muon, 3e-3, batch 32": [*MUON, "train.lr=3e-3", "train.batch=32"],
-        "Muon, 3e-3, batch 16": [*MUON, "train.lr=3e-3", "train.batch=16"],
-        "Muon, 1e-2, batch 16": [*MUON, "train.lr=1e-2", "train.batch=16"],
-        "Muon, 3e-3, batch 8": [*MUON, "train.lr=3e-3", "train.batch=8"],
-        "Muon, 3e-3, batch 16, stratified": [
-            *MUON,
-            "train.lr=3e-3",
-            "train.batch=16",
-            "loss.time={kind: stratified, of: {kind: logit_normal}}",
+        "Muon, 3e-3, batch 16": TOGETHER,
+        "Muon, 1e-2, batch 16": [*TOGETHER, "train.lr=1e-2"],
+        "Muon, 3e-3, batch 8": [*TOGETHER, "train.batch=8"],
+        "Muon, 3e-3, batch 16, stratified": [*TOGETHER, STRATIFIED],
+        "Muon, 3e-3, batch 16, stratified, Huber 1": [*TOGETHER, STRATIFIED, HUBER],
+        "Muon, 3e-3, batch 16, stratified, Huber 0.5": [
+            *TOGETHER,
+            STRATIFIED,
+            HUBER,
+            "loss.distance.delta=0.5",
         ],
     },
     "schedule": {

@@ -218,7 +218,8 @@ def _explain(error: Mapping[str, Any], root: Any) -> str:
     if kind == "unexpected_keyword_argument":
         known = [f.name for f in dataclasses.fields(owner)] if owner is not None else []
         name, place = ".".join(keys), _place(keys[-1])
-        hint = f"; it belongs to {place}" if place else _nearest(keys[-1], known)
+        misplaced = place is not None and place != name
+        hint = f"; it belongs to {place}" if misplaced else _nearest(keys[-1], known)
         return f"{name}: unknown key{hint}; known here: {', '.join(known)}"
     name = ".".join(keys) or "config"
     if kind == "union_tag_invalid":
@@ -233,8 +234,7 @@ def _explain(error: Mapping[str, Any], root: Any) -> str:
         return f"{name}: {context['error']}"
     if kind in ("model_attributes_type", "dataclass_type") and isinstance(came, str):
         return f"{name}: is a mapping, e.g. {{kind: {came}}}, got {came!r}"
-    if kind == "literal_error":
-        known = re.findall("'([^']*)'", context["expected"])
+    if kind == "literal_error" and (known := re.findall("'([^']*)'", context["expected"])):
         return (
             f"{name}: unknown name {came!r}{_nearest(str(came), known)}; known: {', '.join(known)}"
         )

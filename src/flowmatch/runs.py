@@ -7,6 +7,7 @@ A run directory alone is enough to sample, to resume, or to go on with elsewhere
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import shutil
@@ -185,6 +186,9 @@ def weights_file(checkpoint: Path, weights: str) -> Path:
         return known[weights]
     if Path(weights).is_file():
         return Path(weights)
+    made = [*(checkpoint.parents[1] / "ema").glob(f"{glob.escape(weights)}-step*.safetensors")]
+    if made:
+        raise ValueError(f"the weights {weights!r} lie in a file; give its path: {max(made)}")
     own, *others = averages
     named = "ema" if own == "ema" else f"ema (which is {own})"
     raise ValueError(

@@ -121,6 +121,17 @@ def test_samples_say_of_which_average_they_are(flowmatch, run, tmp_path):
         assert (record["average"], record["weights"]) == (title, hash_weights(path))
 
 
+def test_an_average_that_was_made_is_found_by_the_path_that_the_message_gives(
+    flowmatch, run, tmp_path
+):
+    assert flowmatch("ema", run, "--std", 0.07)[0] == 0
+    words = (*SAMPLING, "--save_dir", tmp_path / "a")
+    code, _, err = flowmatch("sample", run, *words, "--weights", "std0.07")
+    assert code == 2
+    path = " ".join(err.split()).partition("give its path: ")[2]
+    assert path == f"{run}/ema/std0.07-step0000024.safetensors"
+
+
 def test_a_config_and_a_file_as_before(flowmatch, run, tmp_path):
     file = run / "ckpt/step0000024/model_ema-std0.05.safetensors"
     door = ("-c", run / "config.yaml", "--weights", file)

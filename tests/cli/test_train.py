@@ -120,6 +120,7 @@ MISTAKES = {
     ),
     "nested key": (["loss.time.mena=1"], ["loss.time.mena: unknown key; did you mean mean?"]),
     "key of elsewhere": (["batch=4"], ["batch: unknown key; it belongs to train.batch"]),
+    "key of another kind": (["data.root=a"], ["data.root: unknown key; known here: image_size"]),
     "mistyped name": (
         ["predict=velocty"],
         ["predict: unknown name 'velocty'; did you mean velocity?", "x1, x0, score"],
