@@ -8,7 +8,7 @@ from pathlib import Path
 from flowmatch.config import parse_config, read_yaml, to_yaml
 from flowmatch.interop import seed
 from flowmatch.runs import build_flow, write_config
-from flowmatch.training.checkpoint import Checkpoints
+from flowmatch.training.checkpoint import Checkpoints, tensors_of
 from flowmatch.training.weights import fit_weights, read_weights
 
 
@@ -33,10 +33,11 @@ def import_seed(weights: Path, config_file: Path, run_dir: Path) -> Path:
     fit_weights(flow.network, seed.convert_weights(read_weights(weights)), weights)
     run_dir.mkdir(parents=True)
     write_config(run_dir, config)
+    tensors = tensors_of(flow.network)
     return Checkpoints(run_dir).save(
         0,
-        network=flow.network,
-        averages={config.train.profiles[0]: flow.network},
+        network=tensors,
+        averages={config.train.profiles[0]: tensors},
         state={"step": 0, "images": 0, "optimizer": None, "scaler": None},
         config_yaml=to_yaml(config),
         keep_last=1,

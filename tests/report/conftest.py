@@ -11,7 +11,7 @@ from PIL import Image
 
 from flowmatch.config import load_config, to_yaml
 from flowmatch.runs import build_flow, write_config
-from flowmatch.training.checkpoint import Checkpoints
+from flowmatch.training.checkpoint import Checkpoints, tensors_of
 from flowmatch.training.ema import Exponential
 
 PROTOCOL = "5,000 samples against digits train (1,437 images); EMA weights; seed 0"
@@ -33,7 +33,7 @@ def full(tiny, tmp_path) -> Path:
     folder.mkdir(parents=True)
     config = load_config(tiny)
     write_config(folder, config)
-    network = build_flow(config).network
+    network = tensors_of(build_flow(config).network)
     Checkpoints(folder).save(
         6,
         network=network,

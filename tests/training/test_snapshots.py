@@ -140,7 +140,7 @@ def test_a_kill_between_snapshots_and_checkpoint(tiny, tmp_path, monkeypatch, st
     def dies(*arguments, **options):
         raise Killed
 
-    monkeypatch.setattr(Checkpoints, "save", dies)
+    monkeypatch.setattr(Checkpoints, "begin_save", dies)
     with pytest.raises(Killed):
         trainer.run()  # at step 3, with snapshots of step 2 and no checkpoint
     monkeypatch.undo()

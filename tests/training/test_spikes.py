@@ -75,8 +75,8 @@ def build(config, run_dir, *options, resume=None, poisoned=()):
     trainer = build_trainer(load_config(config, options), run_dir, resume=resume)
     parts = trainer.feed.parts
 
-    def poison(step, images):
-        for part in parts(step, images):
+    def poison(split, step, images):
+        for part in parts(split, step, images):
             x1 = part.x1.clone()
             if step in poisoned:
                 x1[0, 0, 0, 0] = math.inf
@@ -178,8 +178,8 @@ def test_a_resumed_run_notices_what_the_straight_run_notices(tiny, tmp_path):
     def jump(trainer):
         parts = trainer.feed.parts
 
-        def louder(step, images):
-            for part in parts(step, images):
+        def louder(split, step, images):
+            for part in parts(split, step, images):
                 yield part._replace(x1=part.x1 * (100 if step == 65 else 1))
 
         trainer.feed.parts = louder

@@ -10,6 +10,7 @@ moment leaves the older ones whole. Nothing from a checkpoint is ever executed.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -22,10 +23,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flowmatch.training.background import Background
 from flowmatch.training.ema import Exponential, Profile
 from flowmatch.training.weights import first_line, read_header
 
 MODEL, OWN_AVERAGE = "model.safetensors", "model_ema.safetensors"
+Tensors = Mapping[str, Tensor]
 _STATE, _CONFIG, _EVALUATION = "state.pt", "config.yaml", "evaluation.json"
 
 
@@ -38,6 +41,7 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / "ckpt"
+        self._writer = Background()
 
     def all(self) -> list[Path]:
         """Every finished checkpoint folder, by step."""
@@ -46,6 +50,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest checkpoint that can be read; broken ones are passed over."""
+        self.finish()
         return next((p for p in reversed(self.all()) if not problems(p)), None)
 
     def best(self) -> Path | None:
@@ -54,12 +59,23 @@ class Checkpoints:
         found = (p for p in (self._best, self._replaced) if p.is_dir() and not problems(p))
         return next(found, None)
 
+    def begin_save(self, step: int, **contents: Any) -> None:
+        """`save` in the background; the tensors must not change meanwhile.
+
+        Whatever else is asked of the checkpoints waits for it. An error is raised then.
+        """
+        self._writer.start(functools.partial(self.save, step, **contents))
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint that was begun is on the disk."""
+        self._writer.finish()
+
     def save(
         self,
         step: int,
         *,
-        network: nn.Module,
-        averages: Mapping[Profile, nn.Module],
+        network: Tensors,
+        averages: Mapping[Profile, Tensors],
         state: Mapping[str, Any],
         config_yaml: str,
         keep_last: int,
@@ -68,8 +84,8 @@ class Checkpoints:
 
         Args:
             step: of the training.
-            network: as trained.
-            averages: averaged networks by their profiles, the run's own first.
+            network: its tensors as trained, on the CPU.
+            averages: those of its averages by their profiles, the run's own first.
             state: as `read_state` gives it back.
             config_yaml: the resolved config.
             keep_last: checkpoints that are there afterwards.
@@ -90,8 +106,8 @@ class Checkpoints:
         self,
         evaluation: Mapping[str, Any],
         *,
-        network: nn.Module,
-        averages: Mapping[Profile, nn.Module],
+        network: Tensors,
+        averages: Mapping[Profile, Tensors],
         state: Mapping[str, Any],
         config_yaml: str,
     ) -> Path:
@@ -99,6 +115,7 @@ class Checkpoints:
 
         The last best is there under one name or another until the new one is.
         """
+        self.finish()
         partial = self._write_partial("best", network, averages, state, config_yaml)
         _write(partial / _EVALUATION, lambda p: p.write_text(json.dumps(evaluation, indent=2)))
         flush_folder(partial)
@@ -115,6 +132,7 @@ class Checkpoints:
 
         They are renamed, not deleted, and never picked as the newest or the best again.
         """
+        self.finish()
         for path in self.all():
             if int(path.name[4:]) > step:
                 _rename_over(path, path.with_name(f"superseded-{path.name}"))
@@ -143,8 +161,8 @@ class Checkpoints:
     def _write_partial(
         self,
         name: str,
-        network: nn.Module,
-        averages: Mapping[Profile, nn.Module],
+        network: Tensors,
+        averages: Mapping[Profile, Tensors],
         state: Mapping[str, Any],
         config_yaml: str,
     ) -> Path:
@@ -154,11 +172,11 @@ class Checkpoints:
         partial.mkdir(parents=True)
         names = [profile.name for profile in averages]
         about = {"format": "pt", "step": str(state["step"]), "images": str(state["images"])}
-        write_tensors(partial / MODEL, tensors_of(network), about)
+        write_tensors(partial / MODEL, network, about)
         about["averages"] = " ".join(names)
         for file, (profile, average) in zip(_average_files(names), averages.items(), strict=True):
             header = about | {"profile": profile.name, "title": profile.title}
-            write_tensors(partial / file, tensors_of(average), header)
+            write_tensors(partial / file, average, header)
         _write(partial / _STATE, lambda p: torch.save(dict(state), p))
         _write(partial / _CONFIG, lambda p: p.write_text(config_yaml))
         return partial
@@ -254,15 +272,18 @@ def read_evaluation(checkpoint: Path) -> dict[str, Any]:
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """The state of a network on the CPU, as it is written."""
-    return {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    """A copy of the state of a network on the CPU, as it is written."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: Tensors, header: dict[str, str]) -> None:
     """Write a safetensors file, the same bytes for the same content, and wait for the disk."""
 
     def write(path: Path) -> None:
-        save_file(tensors, path, header)
+        save_file(dict(tensors), path, header)
         _sort_header(path)
 
     _write(path, write)

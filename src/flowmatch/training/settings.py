@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from flowmatch.augmentation import AugmentationConfig
 from flowmatch.component import Component
 from flowmatch.training.compiling import Compile
@@ -147,6 +149,12 @@ class TrainConfig(Component):
             )
         if self.workers < 0:
             raise ValueError(f"train.workers cannot be negative, got {self.workers}")
+
+    def channels_last_on(self, device: torch.device) -> bool:
+        """Whether images are laid out with their channels last on a device."""
+        if self.memory_format == "auto":
+            return device.type == "cuda"
+        return self.memory_format == "channels_last"
 
     @property
     def total_steps(self) -> int:

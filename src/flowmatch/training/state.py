@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from flowmatch.flow import Flow
 from flowmatch.losses import Learned
-from flowmatch.training.checkpoint import MODEL, averages_to_resume, read_state
+from flowmatch.training.checkpoint import MODEL, averages_to_resume, read_state, tensors_of
 from flowmatch.training.ema import Averages, Profile
 from flowmatch.training.spikes import SpikeWatch
 from flowmatch.training.weights import fit_weights, read_weights
@@ -53,17 +54,18 @@ class TrainingState:
         """Steps that the loss scaler left out, so far."""
 
     def contents(self, config_yaml: str) -> dict[str, Any]:
-        """What a checkpoint holds: all of it, and the run's config."""
+        """A copy of what a checkpoint holds: all of it, and the run's config."""
         scaler = self._accelerator.scaler
+        averages, learned = self._averages.networks, self._learned
         return {
-            "network": self._flow.network,
-            "averages": self._averages.networks,
+            "network": tensors_of(self._flow.network),
+            "averages": {profile: tensors_of(average) for profile, average in averages.items()},
             "state": {
                 "step": self.step,
                 "images": self.images,
-                "optimizer": self._optimizer.state_dict(),
+                "optimizer": copied(self._optimizer.state_dict()),
                 "scaler": scaler.state_dict() if scaler is not None else None,
-                "learned": self._learned.state_dict() if self._learned is not None else None,
+                "learned": copied(learned.state_dict()) if learned is not None else None,
                 "skipped": sorted(self.skipped),
                 "overflows": int(self.overflows),
                 "losses": self._watch.losses,
@@ -154,6 +156,11 @@ class TrainingState:
         # the moments are the checkpoint's, the settings this run's: they may have been changed
         for group, own in zip(self._optimizer.param_groups, settings, strict=True):
             group.update(own)
+
+
+def copied(node: Any) -> Any:
+    """Nested mappings and lists with copies of their tensors, on the CPU."""
+    return tree_map_only(Tensor, lambda value: value.detach().to("cpu", copy=True), node)
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -74,9 +74,7 @@ class Trainer:
         self.device = accelerator.device
         self.dataset = dataset.to(self.device) if self.device.type == "cuda" else dataset
         self.flow = flow.to(self.device).train()
-        auto = "channels_last" if self.device.type == "cuda" else "contiguous"
-        chosen = auto if config.memory_format == "auto" else config.memory_format
-        channels_last = len(dataset.shape) == 3 and chosen == "channels_last"
+        channels_last = len(dataset.shape) == 3 and config.channels_last_on(self.device)
         if channels_last:
             flow.to(memory_format=torch.channels_last)
         self.feed = Feed(self.dataset, config, device=self.device, channels_last=channels_last)
@@ -178,8 +176,9 @@ class Trainer:
                         self._evaluate(tracker)
         if saved != self.step:
             self._save()
+        self.checkpoints.finish()
+        self.accelerator.wait_for_everyone()
         path = self.checkpoints.folder / f"step{self.step:07d}"
-        stopped = stopped and self.step < config.total_steps
         return Result(self.step, path, stopped, self.evaluations.last, self.evaluations.best_step)
 
     def train_step(self) -> None:
@@ -255,7 +254,7 @@ class Trainer:
         self._require_good(weights=True)
         if self.accelerator.is_main_process:
             contents = self.state.contents(self.config_yaml)
-            self.checkpoints.save(self.step, **contents, keep_last=self.config.keep_last)
+            self.checkpoints.begin_save(self.step, **contents, keep_last=self.config.keep_last)
         self.state.is_saved()
         self.accelerator.wait_for_everyone()
 
@@ -304,6 +303,8 @@ class Trainer:
         Raises:
             TrainingFailed: the run has been sent back before.
         """
+        self.checkpoints.finish()
+        self.accelerator.wait_for_everyone()  # all see the same newest
         good = self.checkpoints.newest() or self._resumed_from
         self.state.skipped.add(spike.step)
         if self.accelerator.is_main_process:
