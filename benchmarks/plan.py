@@ -5,7 +5,7 @@
     python benchmarks/plan.py --table
 
 It is arithmetic, not a measurement: the network is counted (footprint.py), the hardware is told by
-constants (scaling.py), and nothing is run. `--table` writes the tables of docs/scaling.md.
+constants (arithmetic.py), and nothing is run. `--table` writes the tables of docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from arithmetic import DEVICES, RESERVED, Plan, limit_of
 from footprint import measure
-from scaling import DEVICES, RESERVED, Plan, limit_of
 
 from flowmatch.config import load_config
 from flowmatch.markdown import table

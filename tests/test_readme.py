@@ -145,6 +145,21 @@ SCRIPTS = {
     "benchmarks/sampler.py": ["--rounds", "2", "--batch", "2", "--steps", "2", "--loop-steps", "4"],
     "benchmarks/solvers.py": ["--samples", "20", "--nfe", "2", "4", "--picture", "/dev/null"],
     "benchmarks/draw_quality.py": ["docs/numbers/digits-solvers.json"],
+    "benchmarks/scaling.py": [
+        "--processes",
+        "1",
+        "2",
+        "--batch",
+        "4",
+        "--steps",
+        "2",
+        "--rounds",
+        "1",
+    ],
+    "benchmarks/speedrun.py": [
+        *("--minutes", "0.1", "--samples", "20", "-c", "configs/digits.yaml"),
+        *("--results", "/dev/null"),
+    ],
     "benchmarks/evaluation.py": ["--images", "100", "--samples", "20", "--nfe", "2"],
     "benchmarks/data.py": [
         *("--images", "80", "--size", "16", "--batch", "16", "--lanes", "4"),

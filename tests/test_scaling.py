@@ -20,9 +20,9 @@ from flowmatch.training.cost import forward_flops
 from test_processes import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
+import arithmetic
 import footprint
 import plan
-import scaling
 
 PAGE = (ROOT / "docs/scaling.md").read_text()
 SMALL = DiTConfig(width=64, depth=3, heads=4, registers=4, num_classes=10)
@@ -116,21 +116,21 @@ def test_a_ring_sends_what_the_formula_says(gpus):
             data[target, chunk] = moving[rank] + adds
             sent[rank] += moving[rank].nbytes
     assert (data == total).all()
-    assert sent == pytest.approx(scaling.ring_bytes(data[0].nbytes, gpus))
+    assert sent == pytest.approx(arithmetic.ring_bytes(data[0].nbytes, gpus))
 
 
 def test_buckets_are_those_of_torch():
     sizes = [300, 10_000_000, 5, 2_000_000, 2_000_000, 7_000_000, 40, 100_000, 300_000]
     tensors = [torch.empty(n, device="meta") for n in reversed(sizes)]
-    limits = [scaling.FIRST_BUCKET, scaling.BUCKET]
+    limits = [arithmetic.FIRST_BUCKET, arithmetic.BUCKET]
     theirs, _ = dist._compute_bucket_assignment_by_size(tensors, limits)
-    assert scaling.buckets([4 * n for n in sizes]) == [
+    assert arithmetic.buckets([4 * n for n in sizes]) == [
         sum(4 * tensors[i].numel() for i in bucket) for bucket in theirs
     ]
 
 
 def test_ports_of_a_node_share_the_rings():
-    plain = scaling.Plan(config(), footprint_of(1000), scaling.DEVICES["h100"], 16)
+    plain = arithmetic.Plan(config(), footprint_of(1000), arithmetic.DEVICES["h100"], 16)
     assert plain.rate == pytest.approx(0.8 * 8 * 50e9)
     assert replace(plain, gpus=8).rate == pytest.approx(0.8 * 450e9)
     assert plain.latency == pytest.approx(2 * (7 * 1.2e-6 + 8.5e-6))
@@ -156,7 +156,7 @@ def test_a_step_is_the_sum_of_its_parts():
     """989 TFLOP/s at 70%, 3.35 TB/s at 80%; 19 float32 a parameter: 3 + 7 + 3 + 3 averages, 4."""
     network = footprint_of(10**9, flops=7e12, traffic=1e9)
     train = {"ema": [{"decay": 0.9}, {"decay": 0.99}]}
-    found = scaling.Plan(config(**train), network, scaling.DEVICES["h100"], 8)
+    found = arithmetic.Plan(config(**train), network, arithmetic.DEVICES["h100"], 8)
     assert found.compute == pytest.approx(8 * 7e12 / (0.7 * 989e12))
     assert found.update == pytest.approx(4 * (3 + 7 + 6 + 4) * 1e9 / (0.8 * 3.35e12))
     one_bucket = 2 * 7 / 8 * 4e9 / (0.8 * 450e9) + 2 * 7 * 1.2e-6
@@ -171,11 +171,11 @@ def test_a_step_is_the_sum_of_its_parts():
 
 def test_bytes_and_the_host_bound_a_step_too():
     plans = [
-        scaling.Plan(config(), network, scaling.DEVICES["h100"], 1, compiled=False)
+        arithmetic.Plan(config(), network, arithmetic.DEVICES["h100"], 1, compiled=False)
         for network in (footprint_of(10, traffic=1e9), footprint_of(10, traffic=1.0))
     ]
     assert plans[0].compute == pytest.approx(64e9 / (0.8 * 3.35e12))
-    assert plans[1].compute == pytest.approx(2 * scaling.HOST_SECONDS)
+    assert plans[1].compute == pytest.approx(2 * arithmetic.HOST_SECONDS)
 
 
 def test_compiled_at_best_only_products_and_what_lies_between_them_cost():
@@ -188,7 +188,7 @@ def test_compiled_at_best_only_products_and_what_lies_between_them_cost():
         *(footprint.Line(np.zeros(22), per_image) for per_image in (flops, traffic)),
         11,
     )
-    eager = scaling.Plan(config(batch=1), network, scaling.DEVICES["h100"], 1, compiled=False)
+    eager = arithmetic.Plan(config(batch=1), network, arithmetic.DEVICES["h100"], 1, compiled=False)
     assert eager.compute == pytest.approx(22e9 / (0.8 * 3.35e12))
     at_best = replace(eager, compiled=True)
     assert at_best.compute == pytest.approx(2 * (1e9 + 1e9 + 2e9) / (0.8 * 3.35e12))
@@ -197,7 +197,7 @@ def test_compiled_at_best_only_products_and_what_lies_between_them_cost():
 def test_parts_are_the_fewest_that_fit():
     """States of 7 float32 a parameter and 3 GB; 64 images of 2.5 GB fit in parts of 16."""
     network = footprint_of(10**9, kept=2.5e9)
-    found = scaling.Plan(config(), network, scaling.DEVICES["h100"], 1)
+    found = arithmetic.Plan(config(), network, arithmetic.DEVICES["h100"], 1)
     assert sum(found.states().values()) == 4e9 * 6
     assert found.parts == 4
     assert found.memory(4) == pytest.approx(24e9 + 40e9 + 3e9)
@@ -206,15 +206,15 @@ def test_parts_are_the_fewest_that_fit():
 
 def test_gpus_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(ValueError, match="cannot be dealt to 7 GPUs"):
-        scaling.Plan(config(), footprint_of(10), scaling.DEVICES["h100"], 7)
+        arithmetic.Plan(config(), footprint_of(10), arithmetic.DEVICES["h100"], 7)
 
 
 def test_scaling_stops_where_doubling_is_not_worth_it():
     compute = footprint_of(1, flops=1e15)
-    plain = scaling.Plan(config(), compute, scaling.DEVICES["h100"], 1)
-    assert scaling.limit_of(plain).gpus == 64  # no more than images
+    plain = arithmetic.Plan(config(), compute, arithmetic.DEVICES["h100"], 1)
+    assert arithmetic.limit_of(plain).gpus == 64  # no more than images
     host = replace(plain, network=footprint_of(1, traffic=1.0), compiled=False)
-    assert scaling.limit_of(host).gpus == 1
+    assert arithmetic.limit_of(host).gpus == 1
 
 
 # ---- the page
