@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from flowmatch.config import load_config
 from flowmatch.runs import build_trainer
-from flowmatch.training import checkpoint as checkpoint_module
+from flowmatch.training import files
 from flowmatch.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -234,17 +234,17 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_older_checkpoint(
     trainer = build_trainer(load_config(tiny), tmp_path / "run")
     save = Checkpoints.save
 
-    def armed_save(self, step, **options):
+    def armed_save(self, step, contents, **options):
         calls["armed"] = step == 6
-        return save(self, step, **options)
+        return save(self, step, contents, **options)
 
     monkeypatch.setattr(Checkpoints, "save", armed_save)
     for module, name in (
-        (checkpoint_module, "save_file"),
-        (checkpoint_module.torch, "save"),
-        (checkpoint_module.os, "fsync"),
+        (files, "save_file"),
+        (torch, "save"),
+        (os, "fsync"),
         (Path, "rename"),
-        (checkpoint_module.shutil, "rmtree"),
+        (shutil, "rmtree"),
     ):
         monkeypatch.setattr(module, name, deadly(getattr(module, name)))
     died = False

@@ -8,7 +8,9 @@ from pathlib import Path
 from flowmatch.config import parse_config, read_yaml, to_yaml
 from flowmatch.interop import seed
 from flowmatch.runs import build_flow, write_config
-from flowmatch.training.checkpoint import Checkpoints, tensors_of
+from flowmatch.training.checkpoint import Checkpoints
+from flowmatch.training.contents import Contents
+from flowmatch.training.sharding import tensors_of
 from flowmatch.training.weights import fit_weights, read_weights
 
 
@@ -34,11 +36,10 @@ def import_seed(weights: Path, config_file: Path, run_dir: Path) -> Path:
     run_dir.mkdir(parents=True)
     write_config(run_dir, config)
     tensors = tensors_of(flow.network)
-    return Checkpoints(run_dir).save(
-        0,
+    contents = Contents(
         network=tensors,
         averages={config.train.profiles[0]: tensors},
         state={"step": 0, "images": 0, "optimizer": None, "scaler": None},
         config_yaml=to_yaml(config),
-        keep_last=1,
     )
+    return Checkpoints(run_dir).save(0, contents, keep_last=1)

@@ -28,14 +28,15 @@ from flowmatch.flow import Flow
 from flowmatch.room import require_memory
 from flowmatch.sketch import check_space, sketch_network
 from flowmatch.training.checkpoint import (
-    MODEL,
-    OWN_AVERAGE,
     Checkpoints,
     averages_of,
+    is_checkpoint,
     problems,
     read_state,
 )
+from flowmatch.training.contents import MODEL, OWN_AVERAGE
 from flowmatch.training.distributed import start_processes
+from flowmatch.training.shards import whole_file
 from flowmatch.training.trainer import Trainer
 from flowmatch.training.weights import fit_weights, read_header, read_weights
 
@@ -153,7 +154,7 @@ def open_run(
 ) -> tuple[Config, Path]:
     """The config (with overrides) and the checkpoint of a run directory or checkpoint folder."""
     path = Path(run_dir)
-    if (path / "model.safetensors").is_file():
+    if is_checkpoint(path):
         return load_config(path / "config.yaml", overrides), path
     if not (path / "config.yaml").is_file():
         raise ValueError(f"{path} is no run directory: it has no config.yaml")
@@ -177,13 +178,15 @@ def load_flow(config: Config, weights: Path, *, device: torch.device | str = "cp
 def weights_file(checkpoint: Path, weights: str) -> Path:
     """The file of the weights that `weights` names: "ema", "model", an average's name, or a file.
 
+    What a sharded run left in shards is put together first, and kept beside them.
+
     Raises:
         ValueError: there are no such weights; says which there are.
     """
     averages = averages_of(checkpoint)
     known = {"ema": checkpoint / OWN_AVERAGE, "model": checkpoint / MODEL, **averages}
     if weights in known:
-        return known[weights]
+        return whole_file(known[weights])
     if Path(weights).is_file():
         return Path(weights)
     made = [*(checkpoint.parents[1] / "ema").glob(f"{glob.escape(weights)}-step*.safetensors")]

@@ -247,10 +247,11 @@ def test_a_disk_that_fills_up_loses_nothing(flowmatch, tiny, tmp_path, monkeypat
             raise OSError(28, "No space left on device", str(path))
         real(path, write)
 
-    from flowmatch.training import checkpoint
+    from flowmatch.training import contents, files
 
-    real = checkpoint._write
-    monkeypatch.setattr(checkpoint, "_write", full)
+    real = files.write_durably
+    for module in (contents, files):
+        monkeypatch.setattr(module, "write_durably", full)
     code, _, err = flowmatch("train", "-c", tiny, "-e", tmp_path / "run")
     assert code == 1
     assert "no space left on the disk" in err

@@ -35,10 +35,10 @@ def test_a_checkpoint_is_of_the_step_at_which_it_was_begun(tiny, tmp_path, monke
     train(tiny, tmp_path / "plain")
     save, begun, go = Checkpoints.save, threading.Event(), threading.Event()
 
-    def late(self, step, **contents):
+    def late(self, step, contents, **options):
         begun.set()
         assert go.wait(20)
-        return save(self, step, **contents)
+        return save(self, step, contents, **options)
 
     steps = []
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -17,7 +18,7 @@ from test_trainer import assert_same_bits, train, weights
 
 from flowmatch.config import load_config, to_yaml
 from flowmatch.runs import build_flow
-from flowmatch.training import checkpoint as checkpoint_module
+from flowmatch.training import files
 from flowmatch.training.checkpoint import Checkpoints, problems, read_evaluation, read_state
 from flowmatch.training.distributed import start_processes
 from flowmatch.training.evaluating import Evaluated
@@ -266,21 +267,21 @@ def test_a_kill_while_the_best_is_replaced_leaves_a_best(tiny, tmp_path, monkeyp
 
     save_best = Checkpoints.save_best
 
-    def armed_save_best(self, evaluation, **contents):
+    def armed_save_best(self, evaluation, contents):
         self.finish()  # what is written beside it is not what dies
         calls["armed"] = evaluation["step"] == 4
-        save_best(self, evaluation, **contents)
+        save_best(self, evaluation, contents)
         calls["armed"] = False
 
     run, options = tmp_path / "run", ("train.steps=4", "train.save_every_steps=4")
     trainer = build(tiny, run, Script(5, 3), *options)
     monkeypatch.setattr(Checkpoints, "save_best", armed_save_best)
     for module, name in (
-        (checkpoint_module, "save_file"),
-        (checkpoint_module.torch, "save"),
-        (checkpoint_module.os, "fsync"),
+        (files, "save_file"),
+        (torch, "save"),
+        (os, "fsync"),
         (Path, "rename"),
-        (checkpoint_module.shutil, "rmtree"),
+        (shutil, "rmtree"),
     ):
         monkeypatch.setattr(module, name, deadly(getattr(module, name)))
     died = False

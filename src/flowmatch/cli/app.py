@@ -17,6 +17,7 @@ from flowmatch.cli.compare import compare
 from flowmatch.cli.edit import edit
 from flowmatch.cli.ema import ema
 from flowmatch.cli.evaluate import evaluate
+from flowmatch.cli.export import export
 from flowmatch.cli.import_ import import_
 from flowmatch.cli.likelihood import likelihood
 from flowmatch.cli.look import look
@@ -62,6 +63,7 @@ app.command()(report)
 app.command()(likelihood)
 app.command()(edit)
 app.command()(ema)
+app.command()(export)
 app.command()(look)
 app.command()(shard)
 app.command("import")(import_)

@@ -129,15 +129,16 @@ def weak_model(
         ValueError: there is no such model.
     """
     from flowmatch.config import load_config
-    from flowmatch.runs import load_flow, open_run
-    from flowmatch.training.checkpoint import MODEL, OWN_AVERAGE
+    from flowmatch.runs import load_flow, open_run, weights_file
+    from flowmatch.training.contents import MODEL
+    from flowmatch.training.shards import whole_file
     from flowmatch.training.weights import hash_weights
 
     if name is None:
         return None, None
     if name == "model":
         folder = checkpoint or weights.parent
-        path, config = folder / MODEL, folder / "config.yaml"
+        path, config = whole_file(folder / MODEL), folder / "config.yaml"
         if path == weights or not path.is_file() or not config.is_file():
             raise ValueError(
                 f"--autoguide model needs the weights without averaging beside {weights}; give a"
@@ -146,7 +147,7 @@ def weak_model(
         settings = load_config(config)
     else:
         settings, folder = open_run(name)
-        path = folder / OWN_AVERAGE
+        path = weights_file(folder, "ema")
     weak_hash = hash_weights(path)
     if weak_hash == hash_weights(weights):
         raise ValueError(

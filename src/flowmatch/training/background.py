@@ -1,9 +1,14 @@
-"""Work beside the training, one piece at a time."""
+"""Work beside the training: one piece at a time, and by several processes together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+import torch.distributed as dist
+
+from flowmatch.training.shards import Shard
 
 
 class Background:
@@ -26,3 +31,48 @@ class Background:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+
+class Writers:
+    """Processes that make one folder together: what one does, all wait for.
+
+    What goes wrong in one of them ends the work of all. Their messages go over a group of their
+    own, on the CPU, so they can work in threads while others talk.
+
+    Args:
+        group: the processes; None: this one by itself.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
+        self.shard: Shard | None = None
+        """Which of the shards is this process's; None: there are none."""
+        if group is not None:
+            self.shard = Shard(dist.get_rank(group) + 1, dist.get_world_size(group))
+
+    def all(self, work: Callable[[], object]) -> None:
+        """Every process does it.
+
+        Raises:
+            OSError: another process could not.
+        """
+        if self._group is None:
+            work()
+            return
+        failed = torch.ones(1)
+        try:
+            work()
+            failed.zero_()
+        finally:
+            dist.all_reduce(failed, group=self._group)
+        if failed.item():
+            raise OSError("another process could not write its shard; its message says why")
+
+    def first(self, work: Callable[[], object]) -> None:
+        """The first process does it."""
+        is_first = self.shard is None or self.shard.number == 1
+        self.all(work if is_first else _nothing)
+
+
+def _nothing() -> None:
+    """What the others do."""

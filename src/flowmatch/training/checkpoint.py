@@ -4,6 +4,9 @@
                       and a model_ema-NAME.safetensors of every further average
     ckpt/best/        the same and evaluation.json, in runs that evaluate while they train
 
+Of a sharded run each of the files of tensors, and the moments of its optimizer, lie in shards
+(`shards`), written by all processes side by side.
+
 A checkpoint is written under a temporary name, flushed to the disk and renamed, so a kill at any
 moment leaves the older ones whole. Nothing from a checkpoint is ever executed.
 """
@@ -12,24 +15,30 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from flowmatch.training.background import Background
+from flowmatch.training.background import Background, Writers
+from flowmatch.training.contents import (
+    CONFIG,
+    MODEL,
+    MOMENTS,
+    OWN_AVERAGE,
+    STATE,
+    Contents,
+    average_files,
+)
 from flowmatch.training.ema import Exponential, Profile
-from flowmatch.training.weights import first_line, read_header
+from flowmatch.training.files import flush_folder, write_durably
+from flowmatch.training.shards import Stored, is_stored, whole_file
+from flowmatch.training.weights import first_line
 
-MODEL, OWN_AVERAGE = "model.safetensors", "model_ema.safetensors"
-Tensors = Mapping[str, Tensor]
-_STATE, _CONFIG, _EVALUATION = "state.pt", "config.yaml", "evaluation.json"
+_EVALUATION = "evaluation.json"
 
 
 class Checkpoints:
@@ -37,11 +46,13 @@ class Checkpoints:
 
     Args:
         run_dir: the run directory; its `ckpt/` is made by the first save.
+        writers: the processes that save together; None: this one by itself.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, writers: Writers | None = None) -> None:
         self.folder = run_dir / "ckpt"
-        self._writer = Background()
+        self._writers = writers or Writers()
+        self._background = Background()
 
     def all(self) -> list[Path]:
         """Every finished checkpoint folder, by step."""
@@ -59,73 +70,72 @@ class Checkpoints:
         found = (p for p in (self._best, self._replaced) if p.is_dir() and not problems(p))
         return next(found, None)
 
-    def begin_save(self, step: int, **contents: Any) -> None:
+    def begin_save(self, step: int, contents: Contents, *, keep_last: int) -> None:
         """`save` in the background; the tensors must not change meanwhile.
 
         Whatever else is asked of the checkpoints waits for it. An error is raised then.
         """
-        self._writer.start(functools.partial(self.save, step, **contents))
+        self._background.start(functools.partial(self.save, step, contents, keep_last=keep_last))
 
     def finish(self) -> None:
         """Wait until the last checkpoint that was begun is on the disk."""
-        self._writer.finish()
+        self._background.finish()
 
-    def save(
-        self,
-        step: int,
-        *,
-        network: Tensors,
-        averages: Mapping[Profile, Tensors],
-        state: Mapping[str, Any],
-        config_yaml: str,
-        keep_last: int,
-    ) -> Path:
+    def save(self, step: int, contents: Contents, *, keep_last: int) -> Path:
         """Write the checkpoint of a step and delete all but the newest `keep_last`.
 
         Args:
             step: of the training.
-            network: its tensors as trained, on the CPU.
-            averages: those of its averages by their profiles, the run's own first.
-            state: as `read_state` gives it back.
-            config_yaml: the resolved config.
+            contents: what it holds; of several writers, each gives its own rows.
             keep_last: checkpoints that are there afterwards.
         """
         final = self.folder / f"step{step:07d}"
-        partial = self._write_partial(final.name, network, averages, state, config_yaml)
-        flush_folder(partial)
-        if final.exists():  # an earlier attempt at the same step, left by a resume from before it
-            shutil.rmtree(final)
-        partial.rename(final)
-        flush_folder(self.folder)
-        older = [p for p in self.all() if p != final and int(p.name[4:]) < step]
-        for path in older[: max(len(older) - (keep_last - 1), 0)]:
-            shutil.rmtree(path)
+        partial = self._write_partial(final.name, contents)
+
+        def finish() -> None:
+            flush_folder(partial)
+            if final.exists():  # an earlier attempt at the same step, left by a resume before it
+                shutil.rmtree(final)
+            partial.rename(final)
+            flush_folder(self.folder)
+            older = [p for p in self.all() if p != final and int(p.name[4:]) < step]
+            for path in older[: max(len(older) - (keep_last - 1), 0)]:
+                self._delete(path)
+
+        self._writers.first(finish)
         return final
 
-    def save_best(
-        self,
-        evaluation: Mapping[str, Any],
-        *,
-        network: Tensors,
-        averages: Mapping[Profile, Tensors],
-        state: Mapping[str, Any],
-        config_yaml: str,
-    ) -> Path:
+    def save_best(self, evaluation: Mapping[str, Any], contents: Contents) -> Path:
         """Write the best checkpoint, with the record of its evaluation, in place of the last best.
 
         The last best is there under one name or another until the new one is.
+
+        Args:
+            evaluation: the record.
+            contents: as of `save`.
         """
         self.finish()
-        partial = self._write_partial("best", network, averages, state, config_yaml)
-        _write(partial / _EVALUATION, lambda p: p.write_text(json.dumps(evaluation, indent=2)))
-        flush_folder(partial)
-        if self._best.exists():
-            self._best.rename(self._replaced)
-        partial.rename(self._best)
-        flush_folder(self.folder)
-        if self._replaced.exists():
-            shutil.rmtree(self._replaced)
+        partial = self._write_partial("best", contents)
+
+        def finish() -> None:
+            text = json.dumps(evaluation, indent=2)
+            write_durably(partial / _EVALUATION, lambda p: p.write_text(text))
+            flush_folder(partial)
+            if self._best.exists():
+                self._best.rename(self._replaced)
+            partial.rename(self._best)
+            flush_folder(self.folder)
+            if self._replaced.exists():
+                shutil.rmtree(self._replaced)
+
+        self._writers.first(finish)
         return self._best
+
+    def export_last(self) -> None:
+        """Put together what is in shards of the newest and of the best checkpoint."""
+        for found in (self.newest(), self.best()):
+            if found is not None:
+                export(found)
 
     def set_aside_after(self, step: int) -> None:
         """Take the checkpoints after a step out of the way: training goes on from there.
@@ -158,46 +168,67 @@ class Checkpoints:
     def _replaced(self) -> Path:
         return self.folder / ".replaced-best"
 
-    def _write_partial(
-        self,
-        name: str,
-        network: Tensors,
-        averages: Mapping[Profile, Tensors],
-        state: Mapping[str, Any],
-        config_yaml: str,
-    ) -> Path:
+    def _delete(self, path: Path) -> None:
+        """Delete a checkpoint under another name, so that nobody begins to read half of it."""
+        doomed = self.folder / f".partial-deleted-{path.name}"
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+    def _write_partial(self, name: str, contents: Contents) -> Path:
         """The files of a checkpoint under a temporary name, each of them on the disk."""
-        self.clear_unfinished()
         partial = self.folder / f".partial-{name}"
-        partial.mkdir(parents=True)
-        names = [profile.name for profile in averages]
-        about = {"format": "pt", "step": str(state["step"]), "images": str(state["images"])}
-        write_tensors(partial / MODEL, network, about)
-        about["averages"] = " ".join(names)
-        for file, (profile, average) in zip(_average_files(names), averages.items(), strict=True):
-            header = about | {"profile": profile.name, "title": profile.title}
-            write_tensors(partial / file, average, header)
-        _write(partial / _STATE, lambda p: torch.save(dict(state), p))
-        _write(partial / _CONFIG, lambda p: p.write_text(config_yaml))
+
+        def begin() -> None:
+            self.clear_unfinished()
+            partial.mkdir(parents=True)
+
+        self._writers.first(begin)
+        contents.write(partial, self._writers)
         return partial
 
 
 def problems(checkpoint: Path) -> str | None:
     """Why a checkpoint folder cannot be read, or None if it can."""
-    missing = [n for n in (MODEL, OWN_AVERAGE, _STATE, _CONFIG) if not (checkpoint / n).is_file()]
+    missing = [n for n in (STATE, CONFIG) if not (checkpoint / n).is_file()]
+    missing = [n for n in (MODEL, OWN_AVERAGE) if not is_stored(checkpoint / n)] + missing
     try:
         averages = [] if missing else [*averages_of(checkpoint).values()]
-        missing += [path.name for path in averages if not path.is_file()]
+        missing += [path.name for path in averages if not is_stored(path)]
         if missing:
             return f"{checkpoint} lacks {', '.join(missing)}"
         for path in (checkpoint / MODEL, *averages):
-            read_header(path)
-        read_state(checkpoint)
-        if not (checkpoint / _CONFIG).stat().st_size:
-            return f"{checkpoint / _CONFIG} is empty"
+            Stored(path)
+        stored_moments(checkpoint, read_state(checkpoint))
+        if not (checkpoint / CONFIG).stat().st_size:
+            return f"{checkpoint / CONFIG} is empty"
     except ValueError as error:
         return str(error)
     return None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has the weights of a checkpoint, in one piece or in shards."""
+    return is_stored(folder / MODEL)
+
+
+def stored_moments(checkpoint: Path, state: Mapping[str, Any]) -> Stored | None:
+    """The optimizer's tensors that a state does not hold itself, or None where it does.
+
+    Raises:
+        ValueError: they are not there, or truncated.
+    """
+    return Stored(checkpoint / MOMENTS) if state.get("shards") else None
+
+
+def export(checkpoint: Path) -> list[Path]:
+    """Put each weights file of a checkpoint together from its shards, where it is in shards.
+
+    Returns:
+        the model, its own average, and the others.
+    Raises:
+        ValueError: a shard cannot be read, or the folder cannot be written to.
+    """
+    return [whole_file(path) for path in (checkpoint / MODEL, *averages_of(checkpoint).values())]
 
 
 def averages_of(checkpoint: Path) -> dict[str, Path]:
@@ -208,8 +239,8 @@ def averages_of(checkpoint: Path) -> dict[str, Path]:
     Raises:
         ValueError: the file of the own average is missing or truncated.
     """
-    names = read_header(checkpoint / OWN_AVERAGE).get("averages", "ema").split()
-    return {n: checkpoint / file for n, file in zip(names, _average_files(names), strict=True)}
+    names = Stored(checkpoint / OWN_AVERAGE).header.get("averages", "ema").split()
+    return {n: checkpoint / file for n, file in zip(names, average_files(names), strict=True)}
 
 
 def averages_to_resume(checkpoint: Path, profiles: Sequence[Profile]) -> list[Path]:
@@ -241,7 +272,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is truncated or holds more than plain data.
     """
-    path = checkpoint / _STATE
+    path = checkpoint / STATE
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
@@ -269,55 +300,6 @@ def read_evaluation(checkpoint: Path) -> dict[str, Any]:
             f"{path} is not the record of an evaluation; move {checkpoint} away to go on"
         )
     return record
-
-
-def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state of a network on the CPU, as it is written."""
-    return {
-        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, value in network.state_dict().items()
-    }
-
-
-def write_tensors(path: Path, tensors: Tensors, header: dict[str, str]) -> None:
-    """Write a safetensors file, the same bytes for the same content, and wait for the disk."""
-
-    def write(path: Path) -> None:
-        save_file(dict(tensors), path, header)
-        _sort_header(path)
-
-    _write(path, write)
-
-
-def flush_folder(path: Path) -> None:
-    """Wait until the names of the files in a folder are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _average_files(names: Sequence[str]) -> list[str]:
-    return [OWN_AVERAGE, *(f"model_ema-{name}.safetensors" for name in names[1:])]
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    write(path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sort_header(path: Path) -> None:
-    """Order what a safetensors file says of itself: the library writes it in a random order."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        content = json.loads(file.read(size))
-        content["__metadata__"] = dict(sorted(content["__metadata__"].items()))
-        text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(text) <= size
-        file.seek(8)
-        file.write(text.ljust(size))
 
 
 def _rename_over(path: Path, target: Path) -> None:

@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flowmatch import __version__
+from flowmatch.data import Dataset
 from flowmatch.flow import Cond, Flow
 from flowmatch.randomness import keyed_generator
+from flowmatch.training.diagnosis import Probe
 from flowmatch.training.distributed import precision_of
 from flowmatch.training.settings import Precision
 
@@ -31,18 +33,16 @@ _PEAKS: dict[str, dict[Precision, float]] = {
 """Dense operations a second by NVIDIA's data sheets (SXM); fp32 means TF32 where there is it."""
 
 
-def starting_facts(
-    flow: Flow, x: Tensor, cond: Cond | None, accelerator: Accelerator
-) -> dict[str, Any]:
+def starting_facts(flow: Flow, dataset: Dataset, accelerator: Accelerator) -> dict[str, Any]:
     """What a run starts on, and what its cost follows from.
 
     Args:
         flow: what is trained, in evaluation mode.
-        x: one sample [1, *D].
-        cond: its conditions.
+        dataset: what it is trained on.
         accelerator: processes, device and precision.
     """
     precision = precision_of(accelerator)
+    one = Probe.of(dataset, 1, known=flow.nulls, seed=0, device=accelerator.device)
     return {
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
@@ -50,7 +50,7 @@ def starting_facts(
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "flowmatch": __version__,
-        "forward_flops_per_image": forward_flops(flow, x, cond),
+        "forward_flops_per_image": forward_flops(flow, one.x1, one.cond),
         "matmul_flops_per_second": matmul_rate(accelerator.device, precision),
     }
 

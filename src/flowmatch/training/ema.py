@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from flowmatch.component import Component
 from flowmatch.flow import Flow
+from flowmatch.training.sharding import divide, local
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -199,18 +201,29 @@ class EMA(Generic[Module]):
     """A copy of `module` whose weights follow the original's: `ema += (1 - decay)(w - ema)`.
 
     The copy is a module of its own, so sampling from it never touches the weights in training.
+
+    Args:
+        module: what is averaged.
+        mesh: the processes that share each weight of the average; None: each has all.
     """
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, mesh: DeviceMesh | None = None) -> None:
         self.module: Module = copy.deepcopy(module).eval().requires_grad_(False)
+        if mesh is not None:
+            divide(self.module, mesh)
         self._average: list[Tensor] = list(self.module.parameters())
+        self.follow(module)
+
+    def follow(self, module: Module) -> None:
+        """Average this module from now on, or the same one that has been sharded since."""
         self._live: list[Tensor] = list(module.parameters())
         self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """Move every weight towards the original's; buffers are copied."""
-        torch._foreach_lerp_(self._average, self._live, 1 - decay)
+        average, weights = ([local(p) for p in ps] for ps in (self._average, self._live))
+        torch._foreach_lerp_(average, weights, 1 - decay)
         for mine, live in self._buffers:
             mine.copy_(live)
 
@@ -221,10 +234,18 @@ class Averages:
     Args:
         flow: whose weights are averaged.
         profiles: of different names; the first is the run's own.
+        mesh: see `EMA`.
     """
 
-    def __init__(self, flow: Flow, profiles: Sequence[Profile]) -> None:
-        self._averages = {profile: EMA(flow) for profile in profiles}
+    def __init__(
+        self, flow: Flow, profiles: Sequence[Profile], mesh: DeviceMesh | None = None
+    ) -> None:
+        self._averages = {profile: EMA(flow, mesh) for profile in profiles}
+
+    def follow(self, flow: Flow) -> None:
+        """See `EMA`."""
+        for ema in self._averages.values():
+            ema.follow(flow)
 
     @property
     def own(self) -> Flow:

@@ -13,6 +13,7 @@ from flowmatch.component import Component
 from flowmatch.networks.magnitude import MPConv, MPLinear
 from flowmatch.training.adamw import check_adamw, have_fused_kernel
 from flowmatch.training.optimizer_state import guard_loading
+from flowmatch.training.sharding import is_sharded, local, own_of, whole
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, MPLinear, MPConv)
 
@@ -100,6 +101,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
     loads sees an ordinary optimizer. What Muon gets are the kernels as matrices, views taken anew
     at each step.
 
+    Orthogonalising takes a whole matrix. One that is sharded is gathered for it, by itself, and
+    every process computes the same update and takes its rows.
+
     Args:
         kernels: weights [O, I, ...] for Muon; the first group.
         others: parameters for AdamW; the second group.
@@ -144,11 +148,14 @@ class MuonAndAdamW(torch.optim.Optimizer):
         moments = {}
         for p in kernels["params"]:
             if p.grad is not None:
-                matrix = as_matrix(p.detach(), like=p)
-                matrix.grad = as_matrix(p.grad, like=p)
                 if not self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 momentum = self.state[p]["momentum_buffer"]
+                if is_sharded(p):
+                    _update_rows(p, momentum, kernels)
+                    continue
+                matrix = as_matrix(p.detach(), like=p)
+                matrix.grad = as_matrix(p.grad, like=p)
                 moments[matrix] = {"momentum_buffer": as_matrix(momentum, like=p)}
         muon = torch.optim.Muon([{**kernels, "params": [*moments]}])
         muon.state.update(moments)
@@ -157,6 +164,21 @@ class MuonAndAdamW(torch.optim.Optimizer):
         adamw.state = self.state
         adamw.step()
         return loss
+
+
+def _update_rows(p: Tensor, momentum: Tensor, settings: dict[str, Any]) -> None:
+    """Move the rows of a sharded kernel; every process has a part in it."""
+    assert p.grad is not None
+    decay = settings["momentum"]
+    momentum.lerp_(p.grad, 1 - decay)
+    direction = p.grad.lerp(momentum, decay) if settings["nesterov"] else momentum
+    matrix = torch.zeros_like(as_matrix(gathered := whole(direction), like=gathered))
+    matrix.grad = as_matrix(gathered, like=gathered)
+    still = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    torch.optim.Muon([{**settings, **still, "params": [matrix]}]).step()  # type: ignore[no-untyped-call]
+    rows = local(p)
+    rows.mul_(1 - settings["lr"] * settings["weight_decay"])
+    rows.add_(own_of(matrix, p).view_as(rows))
 
 
 def as_matrix(kernel: Tensor, *, like: Tensor) -> Tensor:

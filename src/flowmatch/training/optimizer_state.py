@@ -9,11 +9,11 @@ import torch
 
 def guard_loading(optimizer: torch.optim.Optimizer) -> None:
     """Let `load_state_dict` refuse the state of another optimizer, and lay out what it takes."""
-    optimizer.register_load_state_dict_pre_hook(_refuse_another)
+    optimizer.register_load_state_dict_pre_hook(refuse_another)
     optimizer.register_load_state_dict_post_hook(_lay_out)
 
 
-def _refuse_another(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def refuse_another(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Another kind of optimizer, or the same over other parameters.
 
     Raises:

@@ -14,6 +14,7 @@ from flowmatch.training.compiling import Compile
 from flowmatch.training.ema import EMAConfig, Exponential, Power, Profile
 from flowmatch.training.optim import AdamW, OptimizerConfig
 from flowmatch.training.schedules import Constant, ScheduleConfig
+from flowmatch.training.sharding import Sharding
 from flowmatch.training.snapshots import PostHoc
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -48,6 +49,8 @@ class TrainConfig(Component):
             had after the training; None keeps none.
         augment: how training images are moved; the network is told by its condition `augment`.
         precision: "fp32", "bf16", or "fp16" with a loss scaler (GPU only).
+        sharding: "none": each process has all weights; "fsdp": its part of the weights, gradients,
+            moments and averages, with the same result. Of one process, both are the same.
         max_grad_norm: gradients are clipped to this global norm; None leaves them.
         spike_factor: a loss above so many times the usual one, and far above its noise, sends the
             run back to its last checkpoint, once, and leaves that batch out; None does so only for
@@ -86,6 +89,7 @@ class TrainConfig(Component):
     post_hoc: PostHoc | None = None
     augment: AugmentationConfig | None = None
     precision: Precision = "fp32"
+    sharding: Sharding = "none"
     max_grad_norm: float | None = 1.0
     spike_factor: float | None = 5.0
     seed: int = 0
@@ -125,6 +129,16 @@ class TrainConfig(Component):
             raise ValueError("give train.accumulate or train.micro_batch, not both")
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError(f"train.micro_batch must be at least 1, got {self.micro_batch}")
+        if self.sharding == "fsdp" and self.micro_batch == "auto":
+            raise ValueError(
+                "train.micro_batch=auto lets each process try for itself, and with"
+                " train.sharding=fsdp none can; give train.micro_batch as a number"
+            )
+        if self.sharding == "fsdp" and self.precision == "fp16":
+            raise ValueError(
+                "train.sharding=fsdp computes in fp32 or bf16, not in fp16; use -mp bf16, or"
+                " train.sharding=none"
+            )
         if self.evaluate_samples < LEAST_EVALUATED:
             raise ValueError(
                 f"train.evaluate_samples must be at least {LEAST_EVALUATED}, got"

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch.component import Component
-from flowmatch.training.checkpoint import flush_folder, tensors_of, write_tensors
 from flowmatch.training.ema import Power, Profile
+from flowmatch.training.files import flush_folder, write_tensors
+from flowmatch.training.sharding import tensors_of
 from flowmatch.training.weights import read_header
 
 _STEP = re.compile(r"step(\d{7,})")
@@ -70,10 +71,11 @@ class Snapshots:
     Args:
         run_dir: the run directory; its `ema/` is made by the first save.
         kept: which averages are kept; None where the training keeps none.
+        writes: whether this process writes them; the others lend it their shards.
     """
 
-    def __init__(self, run_dir: Path, kept: PostHoc | None = None) -> None:
-        self.folder, self._kept = run_dir / "ema", kept
+    def __init__(self, run_dir: Path, kept: PostHoc | None = None, *, writes: bool = True) -> None:
+        self.folder, self._kept, self._writes = run_dir / "ema", kept, writes
 
     def all(self) -> list[Snapshot]:
         """Every snapshot, by step and width.
@@ -85,7 +87,7 @@ class Snapshots:
         return sorted(found, key=lambda s: (s.images, s.std))
 
     def save(self, averages: Mapping[Profile, nn.Module], *, step: int, images: int) -> None:
-        """Keep some of the averages, each complete or not at all.
+        """Keep some of the averages, each complete or not at all; called by all processes.
 
         Args:
             averages: averaged networks by their profiles.
@@ -97,6 +99,8 @@ class Snapshots:
         for std in self._kept.stds:
             profile = Power(std=std)
             tensors = tensors_of(averages[profile])
+            if not self._writes:
+                continue
             if self._kept.precision == "fp16":  # buffers may be frequencies, which bear no rounding
                 learned = dict(averages[profile].named_parameters())
                 tensors |= {name: _halved(tensors[name]) for name in learned}

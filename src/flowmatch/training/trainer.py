@@ -7,7 +7,6 @@ import functools
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -15,10 +14,10 @@ from flowmatch.data import Dataset
 from flowmatch.flow import Flow
 from flowmatch.losses import FlowMatching
 from flowmatch.solvers import Solver
+from flowmatch.training import sharding
 from flowmatch.training.checkpoint import Checkpoints
 from flowmatch.training.compiling import compile_in_place
 from flowmatch.training.cost import starting_facts
-from flowmatch.training.diagnosis import Probe
 from flowmatch.training.distributed import StopRequest
 from flowmatch.training.ema import Averages
 from flowmatch.training.evaluating import Evaluate, Evaluations, tell
@@ -74,22 +73,24 @@ class Trainer:
         self.device = accelerator.device
         self.dataset = dataset.to(self.device) if self.device.type == "cuda" else dataset
         self.flow = flow.to(self.device).train()
+        mesh = sharding.mesh_of(config.sharding, accelerator)
         channels_last = len(dataset.shape) == 3 and config.channels_last_on(self.device)
-        if channels_last:
+        if channels_last and mesh is None:  # rows of weights are contiguous
             flow.to(memory_format=torch.channels_last)
         self.feed = Feed(self.dataset, config, device=self.device, channels_last=channels_last)
-        self.averages = Averages(flow, config.profiles)
+        self.averages = Averages(flow, config.profiles, mesh)
         self._compiled = compile_in_place(flow.network, config.compile, self.device)
         objective = Objective(flow, loss).to(self.device)
         self.learned = objective.learned
-        optimizer = config.optimizer.build(objective, config.peak_lr)
-        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.objective = sharding.prepare(objective, mesh, accelerator)
+        self.averages.follow(flow)
+        self.optimizer = accelerator.prepare(config.optimizer.build(objective, config.peak_lr))
         self._clock = Clock(self.device)
         self.gradients = Gradients(
             self.objective, flow, self.learned, self.feed, self._clock, config, accelerator
         )
-        self.checkpoints = Checkpoints(run_dir)
-        self.snapshots = Snapshots(run_dir, config.post_hoc)
+        self.checkpoints = Checkpoints(run_dir, sharding.writers_of(mesh))
+        self.snapshots = Snapshots(run_dir, config.post_hoc, writes=accelerator.is_main_process)
         self._watch = SpikeWatch(config.spike_factor, check_gradients=accelerator.scaler is None)
         self.state = TrainingState(
             flow, self.averages, self.learned, self.optimizer, self._watch, accelerator
@@ -177,8 +178,10 @@ class Trainer:
         if saved != self.step:
             self._save()
         self.checkpoints.finish()
-        self.accelerator.wait_for_everyone()
         path = self.checkpoints.folder / f"step{self.step:07d}"
+        if self.accelerator.is_main_process and not stopped:
+            self.checkpoints.export_last()
+        self.accelerator.wait_for_everyone()
         return Result(self.step, path, stopped, self.evaluations.last, self.evaluations.best_step)
 
     def train_step(self) -> None:
@@ -198,9 +201,8 @@ class Trainer:
 
     def _update(self) -> None:
         """Move the weights by the gradients of the step."""
-        config = self.config
-        most = math.inf if config.max_grad_norm is None else config.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), most)
+        most = self.config.max_grad_norm or math.inf
+        norm = sharding.whole(self.accelerator.clip_grad_norm_(self.objective.parameters(), most))
         self._meter.add_gradient(self.step, norm)
         self.optimizer.step()
         if self.accelerator.scaler is not None:
@@ -214,11 +216,9 @@ class Trainer:
         steps = self._require_good()
         if not steps:  # all since the last line were left out
             return
-        waited = self.feed.clock.read()
-        metrics = self._meter.read(self.state.images, steps, waited=waited)
+        metrics = self._meter.read(self.state.images, steps, waited=self.feed.clock.read())
         metrics = {"images": self.state.images, "lr": self.config.lr_at(self.step - 1), **metrics}
-        left_out = sum(step < self.step for step in self.state.skipped)
-        if skipped := left_out + int(self.state.overflows):
+        if skipped := self.state.left_out:
             metrics["skipped_steps"] = skipped
         tracker.log(self.step, metrics)
 
@@ -228,13 +228,9 @@ class Trainer:
         A kill between a checkpoint and its evaluation leaves one out; so does a wish to stop.
         """
         if self.step < self.config.total_steps:
-            if self.accelerator.is_main_process:
-                one = Probe.of(self.dataset, 1, known=self.flow.nulls, seed=0, device=self.device)
-                facts = starting_facts(self.averages.own, one.x1, one.cond, self.accelerator)
-                started = {**facts, "compiled": self._compiled}
-                tracker.record(self.step, {"images": self.state.images, "started": started})
-                if self._profile is not None:
-                    self._profile.forward_flops = facts["forward_flops_per_image"]
+            with sharding.gathered(self.averages.own) as own:
+                if self.accelerator.is_main_process:
+                    self._tell_facts(own, tracker)
             self.accelerator.wait_for_everyone()  # the measurement has the machine for itself
         self.evaluations.take_up(tracker, self.checkpoints)
         if self.evaluations.due(self.step):
@@ -244,17 +240,24 @@ class Trainer:
         self._meter.start(self.state.images, before["seconds"] if before else 0.0)
         self.feed.clock.read()  # of a run that was sent back
 
+    def _tell_facts(self, own: Flow, tracker: Tracker) -> None:
+        facts = starting_facts(own, self.dataset, self.accelerator)
+        started = {**facts, "compiled": self._compiled}
+        tracker.record(self.step, {"images": self.state.images, "started": started})
+        if self._profile is not None:
+            self._profile.forward_flops = facts["forward_flops_per_image"]
+
     def _keep_snapshots(self) -> None:
         self._require_good(weights=True)
-        if self.accelerator.is_main_process:
+        if self.state.writes:
             self.snapshots.save(self.averages.networks, step=self.step, images=self.state.images)
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
         self._require_good(weights=True)
-        if self.accelerator.is_main_process:
+        if self.state.writes:
             contents = self.state.contents(self.config_yaml)
-            self.checkpoints.begin_save(self.step, **contents, keep_last=self.config.keep_last)
+            self.checkpoints.begin_save(self.step, contents, keep_last=self.config.keep_last)
         self.state.is_saved()
         self.accelerator.wait_for_everyone()
 
@@ -267,8 +270,8 @@ class Trainer:
         steps = self._meter.steps()
         spike = self._watch.look(steps)
         if spike is None and weights:
-            norms = torch._foreach_norm([*self.flow.parameters(), *self.averages.own.parameters()])
-            if not bool(torch.stack(norms).isfinite().all()):
+            tensors = [*self.flow.parameters(), *self.averages.own.parameters()]
+            if not sharding.all_finite(tensors, self.accelerator):
                 spike = Spike(self.step - 1, "a weight became NaN or infinite")
         if spike is not None:
             raise WentWrong(spike)
@@ -277,22 +280,19 @@ class Trainer:
     def _show(self, tracker: Tracker) -> None:
         """Keep a grid of samples, and the numbers that explain the loss."""
         self._require_good(weights=True)
-        if self.accelerator.is_main_process:
-            picture, numbers = self.view.look()
-            folder = self.run_dir / "samples"
-            folder.mkdir(exist_ok=True)
-            picture.save(folder / f"step{self.step:07d}.png")
-            tracker.image(self.step, "samples", np.asarray(picture))
-            tracker.record(self.step, {"images": self.state.images, **numbers}, scalars=numbers)
+        seen = self.view.look()
+        if seen is not None:
+            seen.keep(self.run_dir, tracker, step=self.step, images=self.state.images)
         self.accelerator.wait_for_everyone()
 
     def _evaluate(self, tracker: Tracker) -> None:
         self._require_good(weights=True)
-        found, is_best = self.evaluations.run(self.averages.own, self.step)
-        if is_best and self.accelerator.is_main_process:
+        with sharding.gathered(self.averages.own) as own:
+            found, is_best = self.evaluations.run(own, self.step)
+        if is_best and self.state.writes:
             record = {"images": self.state.images, "evaluation": found.record()}
             contents = self.state.contents(self.config_yaml)
-            self.checkpoints.save_best({"step": self.step, **record}, **contents)
+            self.checkpoints.save_best({"step": self.step, **record}, contents)
         # the record comes last: a kill before it repeats the evaluation
         tell(found, tracker, step=self.step, images=self.state.images, is_best=is_best)
         self.accelerator.wait_for_everyone()

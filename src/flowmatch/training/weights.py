@@ -70,17 +70,31 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], where: Path) 
     Raises:
         ValueError: names the missing and unknown keys and the shapes that differ.
     """
-    own = network.state_dict()
-    missing = [k for k in own if k not in weights]
-    unknown = [k for k in weights if k not in own]
-    shapes = [
-        f"{k} is {list(weights[k].shape)}, the config's network has {list(own[k].shape)}"
+    check_fit(network, {name: [*value.shape] for name, value in weights.items()}, where)
+    network.load_state_dict(dict(weights))
+
+
+def check_fit(network: nn.Module, shapes: Mapping[str, list[int]], where: Path) -> None:
+    """Refuse weights that do not match a network exactly.
+
+    Raises:
+        ValueError: names the missing and unknown keys and the shapes that differ.
+    """
+    own = {name: [*value.shape] for name, value in network.state_dict().items()}
+    missing = [k for k in own if k not in shapes]
+    unknown = [k for k in shapes if k not in own]
+    different = [
+        f"{k} is {shapes[k]}, the config's network has {own[k]}"
         for k in own
-        if k in weights and weights[k].shape != own[k].shape
+        if k in shapes and shapes[k] != own[k]
     ]
     found = [
         f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"
-        for what, items in (("missing", missing), ("unknown", unknown), ("of other shape", shapes))
+        for what, items in (
+            ("missing", missing),
+            ("unknown", unknown),
+            ("of other shape", different),
+        )
         if items
     ]
     if found:
@@ -88,7 +102,6 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], where: Path) 
             f"the weights in {where} do not fit the config's network: {'; '.join(found)};"
             " use the config they were trained with, or `flowmatch import` for foreign weights"
         )
-    network.load_state_dict(dict(weights))
 
 
 def first_line(error: BaseException) -> str:
