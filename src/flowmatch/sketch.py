@@ -36,9 +36,8 @@ def check_space(run_dir: Path, network: nn.Module, config: TrainConfig, *, step:
     need = 4 * parameters * (3 + len(config.profiles)) * checkpoints
     what = f"{checkpoints} checkpoints"
     if config.sharding == "fsdp":  # the last and the best are put together beside their shards
-        need += (
-            4 * parameters * (1 + len(config.profiles)) * (1 + (config.evaluate_every is not None))
-        )
+        kept = 1 + (config.evaluate_every is not None)
+        need += 4 * parameters * (1 + len(config.profiles)) * kept
     if config.post_hoc is not None:
         count = len(config.post_hoc.stds) * config.snapshots_after(step)
         need += parameters * count * (4 if config.post_hoc.precision == "fp32" else 2)

@@ -142,18 +142,18 @@ class Stored:
             opened: Any = safe_open(file, "pt")  # checks the length against the header
             header = dict(opened.metadata() or {})
             layout = json.loads(header.pop(_LAYOUT, "{}"))
-        except (SafetensorError, OSError, ValueError) as error:
+            starts = {name: (said[_OFFSETS] or [0])[0] for name, said in layout.items()}
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{file} cannot be read as weights, it may be truncated: {first_line(error)}"
             ) from None
         self.header = self.header or header
         for name in opened.keys():  # noqa: SIM118  (no mapping)
             shape = opened.get_slice(name).get_shape()
-            start = layout[name][_OFFSETS][0] if shape and name in layout else 0
+            start = starts.get(name, 0)
+            stop = start + shape[0] if shape else 0
             self.shapes.setdefault(name, shape)
-            self._parts.setdefault(name, []).append(
-                (start, start + shape[0] if shape else 0, opened)
-            )
+            self._parts.setdefault(name, []).append((start, stop, opened))
 
 
 def whole_file(path: Path) -> Path:
