@@ -209,7 +209,7 @@ def test_three_processes_go_on_with_what_two_began(runs, tmp_path):
 
 @pytest.mark.slow
 def test_edm2_is_refused(tiny, tmp_path):
-    network = "network={kind: edm2, channels: 8, multipliers: [1, 2], blocks: 1}"
+    network = "network={kind: edm2, channels: 8, multipliers: [1, 2], blocks: 1, head_channels: 8}"
     words = ("-c", tiny, "-e", tmp_path / "run", SHARDED, network)
     done = run(*TORCHRUN, "train.py", *words)
     assert done.returncode != 0

@@ -118,7 +118,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
     if isinstance(error, TrainingFailed | Stalled | OSError):
         return str(error), 1
     if _another_process_ended(error):
-        return "another process ended; its message says why", 1
+        return "another process ended; its message says why, and a run goes on with --resume", 1
     if _is_torch_out_of_memory(error):
         return "out of memory; set train.micro_batch=auto, or lower --bspp", 1
     raise error
@@ -129,7 +129,9 @@ def _another_process_ended(error: Exception) -> bool:
 
     if not torch.distributed.is_available():
         return False
-    return isinstance(error, torch.distributed.DistError) or "closed by peer" in str(error)
+    # gloo says no more than "Connection closed by peer", or "reset", as a RuntimeError
+    lost = "gloo/" in str(error) or "closed by peer" in str(error)
+    return isinstance(error, torch.distributed.DistError) or lost
 
 
 def _is_torch_out_of_memory(error: Exception) -> bool:

@@ -32,10 +32,15 @@ from flowmatch.training.shards import EVERY_ROW
 Sharding = Literal["none", "fsdp"]
 
 
-def mesh_of(sharding: Sharding, accelerator: Accelerator) -> DeviceMesh | None:
-    """The processes that share every tensor; None where each has all: a single one always does."""
+def mesh_of(sharding: Sharding, network: nn.Module, accelerator: Accelerator) -> DeviceMesh | None:
+    """The processes that share every tensor; None where each has all: a single one always does.
+
+    Raises:
+        ValueError: the network cannot be sharded.
+    """
     if sharding == "none" or accelerator.num_processes == 1:
         return None
+    _check_shardable(network)
     assert accelerator.scaler is None  # the settings refuse fp16
     return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
 
@@ -43,14 +48,10 @@ def mesh_of(sharding: Sharding, accelerator: Accelerator) -> DeviceMesh | None:
 def prepare(objective: nn.Module, mesh: DeviceMesh | None, accelerator: Accelerator) -> nn.Module:
     """The objective in the precision of the accelerator, for several processes: by DDP without a
     mesh, else sharded where it stands.
-
-    Raises:
-        ValueError: it has a parameter that cannot be sharded.
     """
     if mesh is None:
         whole: nn.Module = accelerator.prepare(objective)
         return whole
-    _check_shardable(objective)
     accelerator.prepare_model(objective, evaluation_mode=True)  # its precision alone
     for unit in _units(objective):
         fully_shard(unit, mesh=mesh)
@@ -163,10 +164,10 @@ def _units(objective: nn.Module) -> list[nn.Module]:
     return units[::-1]
 
 
-def _check_shardable(objective: nn.Module) -> None:
+def _check_shardable(network: nn.Module) -> None:
     """Refuse numbers without rows, and weights that are rewritten where they are gathered."""
-    bare = [name for name, p in objective.named_parameters() if p.ndim == 0]
-    if bare or any(isinstance(module, MPWeight) for module in objective.modules()):
+    bare = [name for name, p in network.named_parameters() if p.ndim == 0]
+    if bare or any(isinstance(module, MPWeight) for module in network.modules()):
         raise ValueError(
             "train.sharding=fsdp cannot shard this network: edm2 rewrites its weights in each"
             f" forward pass, and a parameter without dimensions ({', '.join(bare[:2]) or 'none'})"

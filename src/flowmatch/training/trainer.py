@@ -73,7 +73,7 @@ class Trainer:
         self.device = accelerator.device
         self.dataset = dataset.to(self.device) if self.device.type == "cuda" else dataset
         self.flow = flow.to(self.device).train()
-        mesh = sharding.mesh_of(config.sharding, accelerator)
+        mesh = sharding.mesh_of(config.sharding, flow.network, accelerator)
         channels_last = len(dataset.shape) == 3 and config.channels_last_on(self.device)
         if channels_last and mesh is None:  # rows of weights are contiguous
             flow.to(memory_format=torch.channels_last)
