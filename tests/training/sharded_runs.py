@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from flowmatch import runs
 from flowmatch.config import load_config
-from flowmatch.runs import build_trainer
 from flowmatch.training.distributed import start_processes
-from flowmatch.training.sharding import local
+from flowmatch.training.evaluating import Evaluated
+from flowmatch.training.sharding import is_sharded, local
 
 
 def local_bytes(trainer) -> dict[str, int]:
@@ -26,14 +27,37 @@ def local_bytes(trainer) -> dict[str, int]:
     return {k: sum(local(t).nbytes for t in tensors) for k, tensors in kinds.items()}
 
 
+def size_of_weights(flow) -> Evaluated:
+    """An evaluation that every process takes part in, and that finds every weight in its place."""
+    assert not any(is_sharded(p) for p in flow.parameters())
+    size = float(sum(p.square().sum() for p in flow.parameters()))
+    return Evaluated({"size": size}, "size", 10, "sum of squares")
+
+
+def break_an_average(trainer, *, rank: int) -> None:
+    """Let one process find a number that is not finite, once, in the last of the steps."""
+    real = trainer.train_step
+
+    def step() -> None:
+        real()
+        if trainer.step == 6:
+            trainer.train_step = real
+            if trainer.accelerator.process_index == rank:
+                last = [p for p in trainer.averages.own.parameters() if local(p).numel()][-1]
+                local(last).view(-1)[-1] = torch.nan
+
+    trainer.train_step = step
+
+
 def main(folder: Path) -> None:
     accelerator = start_processes()
     first = accelerator.is_main_process
 
-    def run(name, *options, resume=None):
+    def run(name, *options, resume=None, before=lambda trainer: None):
         settings = json.loads((folder / "options.json").read_text())
         config = load_config(folder / "tiny.yaml", [*settings[name], *options])
-        trainer = build_trainer(config, folder / name, resume=resume, accelerator=accelerator)
+        trainer = runs.build_trainer(config, folder / name, resume=resume, accelerator=accelerator)
+        before(trainer)
         trainer.run()
         return trainer
 
@@ -54,6 +78,8 @@ def main(folder: Path) -> None:
     run("muon-sharded")
     begin_with("muon-resumed", "muon-sharded")
     run("muon-resumed", resume="latest")
+    runs.during_training = lambda *_, say: size_of_weights
+    run("eventful", "train.evaluate_every_steps=2", before=lambda t: break_an_average(t, rank=1))
     torch.save(found, folder / f"found-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     accelerator.end_training()

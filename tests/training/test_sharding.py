@@ -41,8 +41,8 @@ def runs(tmp_path_factory) -> Path:
     """The runs of one process, and those that two began or went on with in one start."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "tiny.yaml").write_text(TINY)
-    options = dict.fromkeys(("whole", "resumed", "from-whole", "to-whole"), EVERYTHING)
-    options |= {"sharded": [*EVERYTHING, SHARDED], "resumed": [*EVERYTHING, SHARDED]}
+    options = dict.fromkeys(("whole", "from-whole", "to-whole"), EVERYTHING)
+    options |= {name: [*EVERYTHING, SHARDED] for name in ("sharded", "resumed", "eventful")}
     options |= {name: [*DIT, SHARDED] for name in ("muon-sharded", "muon-resumed")}
     (folder / "options.json").write_text(json.dumps(options))
     train(folder / "tiny.yaml", folder / "whole", *EVERYTHING)
@@ -135,6 +135,20 @@ def test_a_whole_checkpoint_goes_on_sharded_and_the_other_way_round(runs, tmp_pa
 
 def test_muon_on_shards_is_muon(runs):
     assert_close(runs / "muon-sharded", runs / "muon-whole")
+
+
+def test_a_sharded_run_is_evaluated_and_goes_back_together(runs):
+    """The number that is not finite was in the shard of the second process alone."""
+    records = read_metrics(runs / "eventful/metrics.jsonl")
+    found = [r["evaluation"]["metrics"]["size"] for r in records if "evaluation" in r]
+    assert len(found) == 3
+    assert [r["rolled_back"]["from_step"] for r in records if "rolled_back" in r] == [6]
+    assert json.loads((runs / "eventful/skipped_steps.json").read_text()) == [5]
+    assert read_state(runs / "eventful/ckpt/step0000006")["skipped"] == [5]
+    best = Checkpoints(runs / "eventful").best()
+    weights = load_file(best / "model_ema.safetensors")  # exported as the run ended
+    size = sum(float(v.square().sum()) for v in weights.values())
+    assert size == pytest.approx(min(found), rel=1e-5)
 
 
 def test_a_sharded_checkpoint_is_read_and_exported(runs, tmp_path, flowmatch):
