@@ -124,10 +124,13 @@ class Plan:
         return sum(self.states().values()) + self.activations(parts) + RESERVED
 
     def sharded_memory(self, parts: int) -> float:
-        """The same if FSDP2 dealt the states to all GPUs; the largest weight is whole at times."""
+        """The same with `train.sharding=fsdp`, where one weight or a few are whole at a time.
+
+        The 16-bit copies of the weights are whole: autocast keeps them for the backward pass.
+        """
         states = sum(v for k, v in self.states().items() if not k.startswith("buckets"))
-        images = self.network.kept.per_image * self.share / parts
-        return states / self.gpus + 4 * max(self.network.sizes) + float(images) + RESERVED
+        whole = 4 * max(self.network.sizes)
+        return states / self.gpus + whole + self.activations(parts) + RESERVED
 
     # ---- communication: a step of one GPU
 
@@ -138,8 +141,11 @@ class Plan:
 
     @property
     def sent_sharded(self) -> float:
-        """The same with FSDP2: weights in 16 bits are gathered twice a part, gradients added."""
-        whole = self.network.parameters * (2.0 * 2 * self.parts + 4.0)
+        """The same with `train.sharding=fsdp`, all of it in float32.
+
+        Each part gathers the weights twice and adds up the gradients.
+        """
+        whole = self.network.parameters * 4.0 * 3 * self.parts
         return whole * (self.gpus - 1) / self.gpus
 
     @property

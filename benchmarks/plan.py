@@ -42,7 +42,9 @@ def memory_table(plans: Sequence[Plan]) -> str:
     )
     rows.append(["CUDA, NCCL, gaps", *(gigabytes(RESERVED) for _ in plans)])
     rows.append(["**in all**", *map(needed, plans)])
-    rows.append(["if sharded (FSDP2)", *(gigabytes(p.sharded_memory(p.parts)) for p in plans)])
+    rows.append(
+        ["with `train.sharding=fsdp`", *(gigabytes(p.sharded_memory(p.parts)) for p in plans)]
+    )
     return table(rows)
 
 
@@ -66,7 +68,7 @@ def time_table(plans: Sequence[Plan], shape: Sequence[int]) -> str:
         "checkpoint, GB": lambda p: gigabytes(p.checkpoint),
         "saving, % of the run": lambda p: f"{100 * p.saving / p.seconds:.1f}",
         "data read, MB/s": lambda p: f"{p.read(shape) / 1e6:,.0f}",
-        "FSDP2 would send, GB": lambda p: f"{p.sent_sharded / 1e9:.2f}",
+        "sent with fsdp, GB": lambda p: f"{p.sent_sharded / 1e9:.2f}",
     }
     head = ["", *(f"{p.gpus:,} GPUs" for p in plans)]
     return table([head, *([name, *(both(show, p) for p in plans)] for name, show in lines.items())])

@@ -1,11 +1,16 @@
-"""One process, two, four: how much faster a training is, and what the processes send each other.
+"""One process, two, four: how much faster a training is, what the processes send each other, and
+what each of them keeps.
 
     python benchmarks/scaling.py [--processes 1 2 4] [--channels 32] [--size 28] [--batch 64]
 
 Each count of processes trains the same network on the same global batches for some steps, with one
-thread each, by torchrun on this machine. The efficiency is against one process, up to the number of
-cores. Bytes are those that the loopback device carried in a step, less what idle processes send,
-beside the 2 (P - 1) times the gradients that a ring of P processes has to carry (Linux).
+thread each, by torchrun on this machine; several processes both with all states in each (DDP) and
+with `train.sharding=fsdp`. The efficiency is against one process, up to the number of cores.
+
+Bytes are those that the loopback device carried in a step, less what idle processes send, beside
+those that rings of P processes carry (Linux): with DDP 2 (P - 1) times the gradients, which are
+added and spread; sharded 3 (P - 1) times, as weights are gathered twice and gradients added once.
+Memory is that of the tensors that the first process keeps from step to step, beside its share.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from flowmatch.networks import UNetConfig
 from flowmatch.solvers import Euler
 from flowmatch.training.distributed import start_processes
 from flowmatch.training.settings import TrainConfig
+from flowmatch.training.sharding import local
 from flowmatch.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -46,30 +52,35 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each start")
     parser.add_argument("--rounds", type=int, default=3, help="starts of each count")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scaling.jsonl")
+    parser.add_argument("--sharding", default="none", help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
         work(args)
         return
-    found: dict[int, list[dict[str, Any]]] = {n: [] for n in args.processes}
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for _ in range(args.rounds):  # in turns, as the machine's speed drifts
-        for processes, runs in found.items():
-            runs.append(start(processes, args))
-    rows = [row_of(processes, runs) for processes, runs in found.items()]
+        for processes in args.processes:
+            for sharding in ("none", "fsdp")[: 1 + (processes > 1)]:
+                one = start(processes, sharding, args)
+                found.setdefault((processes, sharding), []).append(one)
+    rows = [row_of(processes, sharding, runs) for (processes, sharding), runs in found.items()]
     alone = rows[0]["seconds"] * rows[0]["processes"]
     for row in rows:
         useful = min(row["processes"], os.cpu_count() or 1)
         row["efficiency"] = alone / (row["seconds"] * useful)
+        name = f"{row['processes']} processes, {row['sharding']}"
         print(
-            f"{row['processes']} processes: {args.batch / row['seconds']:,.1f} images/s, efficiency"
-            f" {row['efficiency']:.1%}; {row['bytes'] / 2**20:.2f} MiB a step, by arithmetic"
-            f" {row['ring_bytes'] / 2**20:.2f}"
+            f"{name}: {args.batch / row['seconds']:,.1f} images/s, efficiency"
+            f" {row['efficiency']:.1%}; {row['bytes'] / 2**20:.2f} MiB sent a step, by arithmetic"
+            f" {row['ring_bytes'] / 2**20:.2f}; {sum(row['kept'].values()) / 2**20:.2f} MiB kept,"
+            f" by arithmetic {row['share_bytes'] / 2**20:.2f}"
         )
     settings = {"batch": args.batch, "size": args.size, "channels": args.channels}
     record({**settings, "cores": os.cpu_count(), "rows": rows}, args.out)
 
 
-def start(processes: int, args: argparse.Namespace) -> dict[str, Any]:
+def start(processes: int, sharding: str, args: argparse.Namespace) -> dict[str, Any]:
     """Let so many processes train, and read what the first of them found."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
@@ -77,8 +88,16 @@ def start(processes: int, args: argparse.Namespace) -> dict[str, Any]:
         words = [
             f"--{name}={getattr(args, name)}" for name in ("channels", "size", "batch", "steps")
         ]
+        words += [f"--sharding={sharding}", f"--worker={file}"]
         subprocess.run(
-            [sys.executable, *launcher, __file__, *words, f"--worker={file}"],
+            [
+                sys.executable,
+                *launcher,
+                __file__,
+                *words,
+                f"--worker={file}",
+                f"--sharding={sharding}",
+            ],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=True,
         )
@@ -96,12 +115,13 @@ def work(args: argparse.Namespace) -> None:
     network = UNetConfig(
         channels=args.channels, multipliers=(1, 2, 2), blocks=1, attention_resolutions=()
     ).build(shape)
+    gradients = sum(4 * p.numel() for p in network.parameters())
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             Flow(network, shape=shape),
             FlowMatching(),
             MemoryImages(images),
-            TrainConfig(steps=10**6, batch=args.batch),
+            TrainConfig(steps=10**6, batch=args.batch, sharding=args.sharding),
             run_dir=Path(folder),
             solver=Euler(),
             config_yaml="",
@@ -118,24 +138,42 @@ def work(args: argparse.Namespace) -> None:
         accelerator.wait_for_everyone()
         sent = carried() - before
     if accelerator.is_main_process:
-        gradients = sum(4 * p.numel() for p in network.parameters() if p.requires_grad)
         found = {
             "seconds": statistics.median(seconds),
             "bytes": sent / args.steps,
             "gradient_bytes": gradients,
+            "kept": kept(trainer),
         }
         args.worker.write_text(json.dumps(found))
 
 
-def row_of(processes: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def kept(trainer: Trainer) -> dict[str, int]:
+    """Bytes of the tensors that this process keeps from step to step."""
+    parameters = list(trainer.objective.parameters())
+    moments = [v for state in trainer.optimizer.state.values() for v in state.values()]
+    averages = [p for net in trainer.averages.networks.values() for p in net.parameters()]
+    kinds: dict[str, list[Any]] = {
+        "parameters": parameters,
+        "gradients": [p.grad for p in parameters if p.grad is not None],
+        "moments": [v for v in moments if v.ndim],
+        "averages": averages,
+    }
+    return {kind: sum(local(t).nbytes for t in tensors) for kind, tensors in kinds.items()}
+
+
+def row_of(processes: int, sharding: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The medians of the starts with so many processes."""
     gradients = runs[0]["gradient_bytes"]
+    rounds, parts = (3, processes) if sharding == "fsdp" else (2, 1)
     return {
         "processes": processes,
+        "sharding": sharding,
+        "kept": runs[0]["kept"],
+        "share_bytes": 5 * gradients / parts,  # weights, gradients, two moments, one average
         "seconds": statistics.median(run["seconds"] for run in runs),
         "bytes": statistics.median(run["bytes"] for run in runs),
         "gradient_bytes": gradients,
-        "ring_bytes": 2 * (processes - 1) * gradients,
+        "ring_bytes": rounds * (processes - 1) * gradients,
     }
 
 

@@ -1,5 +1,6 @@
 """What two processes do for test_sharding.py, all in one start: python -m torch.distributed.run."""
 
+import functools
 import json
 import shutil
 import sys
@@ -34,13 +35,13 @@ def size_of_weights(flow) -> Evaluated:
     return Evaluated({"size": size}, "size", 10, "sum of squares")
 
 
-def break_an_average(trainer, *, rank: int) -> None:
-    """Let one process find a number that is not finite, once, in the last of the steps."""
+def break_an_average(trainer, *, after: int, rank: int) -> None:
+    """Let one process find a number that is not finite, once, after so many steps."""
     real = trainer.train_step
 
     def step() -> None:
         real()
-        if trainer.step == 6:
+        if trainer.step == after:
             trainer.train_step = real
             if trainer.accelerator.process_index == rank:
                 last = [p for p in trainer.averages.own.parameters() if local(p).numel()][-1]
@@ -79,7 +80,9 @@ def main(folder: Path) -> None:
     begin_with("muon-resumed", "muon-sharded")
     run("muon-resumed", resume="latest")
     runs.during_training = lambda *_, say: size_of_weights
-    run("eventful", "train.evaluate_every_steps=2", before=lambda t: break_an_average(t, rank=1))
+    for name, after in (("eventful", 6), ("anew", 2)):
+        broken = functools.partial(break_an_average, after=after, rank=1)
+        run(name, "train.evaluate_every_steps=2", before=broken)
     torch.save(found, folder / f"found-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     accelerator.end_training()

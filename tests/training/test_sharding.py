@@ -42,7 +42,7 @@ def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     (folder / "tiny.yaml").write_text(TINY)
     options = dict.fromkeys(("whole", "from-whole", "to-whole"), EVERYTHING)
-    options |= {name: [*EVERYTHING, SHARDED] for name in ("sharded", "resumed", "eventful")}
+    options |= {name: [*EVERYTHING, SHARDED] for name in ("sharded", "resumed", "eventful", "anew")}
     options |= {name: [*DIT, SHARDED] for name in ("muon-sharded", "muon-resumed")}
     (folder / "options.json").write_text(json.dumps(options))
     train(folder / "tiny.yaml", folder / "whole", *EVERYTHING)
@@ -145,6 +145,7 @@ def test_a_sharded_run_is_evaluated_and_goes_back_together(runs):
     assert [r["rolled_back"]["from_step"] for r in records if "rolled_back" in r] == [6]
     assert json.loads((runs / "eventful/skipped_steps.json").read_text()) == [5]
     assert read_state(runs / "eventful/ckpt/step0000006")["skipped"] == [5]
+    assert read_state(runs / "anew/ckpt/step0000006")["skipped"] == [1]  # began again
     best = Checkpoints(runs / "eventful").best()
     weights = load_file(best / "model_ema.safetensors")  # exported as the run ended
     size = sum(float(v.square().sum()) for v in weights.values())
