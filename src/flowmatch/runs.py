@@ -36,7 +36,7 @@ from flowmatch.training.checkpoint import (
 )
 from flowmatch.training.contents import MODEL, OWN_AVERAGE
 from flowmatch.training.distributed import start_processes
-from flowmatch.training.shards import whole_file
+from flowmatch.training.shards import is_stored, whole_file
 from flowmatch.training.trainer import Trainer
 from flowmatch.training.weights import fit_weights, read_header, read_weights
 
@@ -187,8 +187,8 @@ def weights_file(checkpoint: Path, weights: str) -> Path:
     known = {"ema": checkpoint / OWN_AVERAGE, "model": checkpoint / MODEL, **averages}
     if weights in known:
         return whole_file(known[weights])
-    if Path(weights).is_file():
-        return Path(weights)
+    if is_stored(Path(weights)):
+        return whole_file(Path(weights))
     made = [*(checkpoint.parents[1] / "ema").glob(f"{glob.escape(weights)}-step*.safetensors")]
     if made:
         raise ValueError(f"the weights {weights!r} lie in a file; give its path: {max(made)}")

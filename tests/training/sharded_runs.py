@@ -12,7 +12,7 @@ from flowmatch import runs
 from flowmatch.config import load_config
 from flowmatch.training.distributed import start_processes
 from flowmatch.training.evaluating import Evaluated
-from flowmatch.training.sharding import is_sharded, local
+from flowmatch.training.sharding import is_sharded, local, mesh_of, writers_of
 
 
 def local_bytes(trainer) -> dict[str, int]:
@@ -50,6 +50,20 @@ def break_an_average(trainer, *, after: int, rank: int) -> None:
     trainer.train_step = step
 
 
+def refusal(writers, rank: int) -> str:
+    """What this process hears when another one has no room, or itself."""
+
+    def work() -> None:
+        if writers.shard.number == rank + 1:
+            raise OSError(28, "No space left on device")
+
+    try:
+        writers.all(work)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 def main(folder: Path) -> None:
     accelerator = start_processes()
     first = accelerator.is_main_process
@@ -83,6 +97,8 @@ def main(folder: Path) -> None:
     for name, after in (("eventful", 6), ("anew", 2)):
         broken = functools.partial(break_an_average, after=after, rank=1)
         run(name, "train.evaluate_every_steps=2", before=broken)
+    writers = writers_of(mesh_of("fsdp", torch.nn.Linear(2, 2), accelerator))
+    found["errors"] = [refusal(writers, rank) for rank in range(2)]
     torch.save(found, folder / f"found-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -163,6 +163,10 @@ def test_a_sharded_checkpoint_is_read_and_exported(runs, tmp_path, flowmatch):
     for name, value in ours.items():
         assert torch.equal(value, theirs.read(name))
     assert [p.name for p in folder.glob("*.safetensors")] == ["model_ema.safetensors"]
+    (folder / "model_ema.safetensors").unlink()
+    words = ("--n_samples", 2, "--save_dir", tmp_path / "by-file", "--sampling_steps", 2)
+    file = folder / "model_ema.safetensors"
+    assert flowmatch("sample", "-c", folder / "config.yaml", "--weights", file, *words)[0] == 0
     code, out, err = flowmatch("export", folder)
     assert code == 0, err
     names = [line.split("/")[-1].split(" ")[0] for line in out.splitlines()]
@@ -171,6 +175,14 @@ def test_a_sharded_checkpoint_is_read_and_exported(runs, tmp_path, flowmatch):
     words = ("--n_samples", 2, "--save_dir", tmp_path / "samples", "--sampling_steps", 2)
     assert flowmatch("sample", folder, *words)[0] == 0
     assert len(list((tmp_path / "samples").glob("0*.png"))) == 2
+
+
+def test_a_process_that_cannot_write_is_heard_by_all(runs):
+    own = "[Errno 28] No space left on device"
+    for rank in range(2):
+        said = torch.load(runs / f"found-{rank}.pt")["errors"]
+        assert said[rank] == own
+        assert said[1 - rank] == f"process {1 - rank} could not write: {own}"
 
 
 def test_the_header_of_an_exported_average_says_which_it_is(runs):

@@ -218,6 +218,7 @@ def _model(
     weights file, the checkpoint if any."""
     from flowmatch.config import load_config
     from flowmatch.runs import open_run, weights_file
+    from flowmatch.training.shards import whole_file
 
     overrides = [word for word in words if "=" in word]
     run_dirs = [word for word in words if "=" not in word]
@@ -231,7 +232,8 @@ def _model(
         return run_dirs[0], settings, own, weights_file(folder, weights or "ema"), folder
     if config is None or weights is None:
         raise ValueError("sample needs a run directory, or -c CONFIG and --weights WEIGHTS")
-    return None, load_config(config, overrides), load_config(config), Path(weights), None
+    path = whole_file(Path(weights))
+    return None, load_config(config, overrides), load_config(config), path, None
 
 
 def _classes(

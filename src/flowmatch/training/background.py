@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
 import torch.distributed as dist
 
 from flowmatch.training.shards import Shard
+from flowmatch.training.weights import first_line
 
 
 class Background:
@@ -59,14 +59,19 @@ class Writers:
         if self._group is None:
             work()
             return
-        failed = torch.ones(1)
+        error: Exception | None = None
         try:
             work()
-            failed.zero_()
-        finally:
-            dist.all_reduce(failed, group=self._group)
-        if failed.item():
-            raise OSError("another process could not write its shard; its message says why")
+        except Exception as found:
+            error = found
+        own = None if error is None else first_line(error)
+        said: list[str | None] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(said, own, group=self._group)
+        if error is not None:
+            raise error
+        for number, text in enumerate(said):
+            if text is not None:
+                raise OSError(f"process {number} could not write: {text}")
 
     def first(self, work: Callable[[], object]) -> None:
         """The first process does it."""

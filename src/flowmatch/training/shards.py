@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,8 @@ def files_of(path: Path) -> list[Path]:
 
 def is_stored(path: Path) -> bool:
     """Whether there is a file at a path, or any shard of it."""
-    return path.is_file() or any(path.with_suffix("").glob("shard-*.safetensors"))
+    sharded = path.suffix == ".safetensors" and path.with_suffix("").is_dir()
+    return path.is_file() or (sharded and any(path.with_suffix("").glob("shard-*.safetensors")))
 
 
 class Stored:
@@ -171,8 +173,9 @@ def whole_file(path: Path) -> Path:
     require_writable(path.parent)
     size = sum(file.stat().st_size for file in files_of(path))
     require_space(path.parent, size, f"the shards of {path.name}, put together,")
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    write_tensors(partial, {name: stored.read(name) for name in stored.shapes}, stored.header)
-    os.replace(partial, path)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        write_tensors(partial, {name: stored.read(name) for name in stored.shapes}, stored.header)
+        os.replace(partial, path)
     flush_folder(path.parent)
     return path
