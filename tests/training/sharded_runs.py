@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
     runs.during_training = lambda *_, say: size_of_weights
     for name, after in (("eventful", 6), ("anew", 2)):
         broken = functools.partial(break_an_average, after=after, rank=1)
-        run(name, "train.evaluate_every_steps=2", before=broken)
+        run(name, before=broken)
     writers = writers_of(mesh_of("fsdp", torch.nn.Linear(2, 2), accelerator))
     found["errors"] = [refusal(writers, rank) for rank in range(2)]
     torch.save(found, folder / f"found-{accelerator.process_index}.pt")
