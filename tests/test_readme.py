@@ -30,7 +30,7 @@ FEWER = {  # in commands that evaluate
     "heun:5,50": "heun:1",
 }
 QUICK = {  # in commands that take long for what they are
-    "tune": ("--num-samples", "4", "--reference-steps", "100", "--solvers", "heun,unipc"),
+    "tune": ("--num-samples", "4", "--reference-steps", "20", "--solvers", "heun,unipc"),
     "likelihood": ("--num-samples", "4", "--solver", "heun:2"),
     "edit": ("--steps", "4"),
 }
