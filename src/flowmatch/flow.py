@@ -109,6 +109,15 @@ class Flow(nn.Module):
         prediction = self.prediction(x, t, cond)
         return self.path.convert(prediction, x, t, source=self.predict, to="velocity")
 
+    @property
+    def open_at_data(self) -> bool:
+        """Whether its prediction leaves the velocity open at t=1, as x1 does.
+
+        The velocity of a network then grows like 1/(1-t) times its error, and the last stretch
+        before t=1 takes ever more steps to follow.
+        """
+        return 1.0 in self._open_ends
+
     def prediction(self, x: Tensor, t: Tensor, cond: Cond | Tensor | None = None) -> Tensor:
         """The network's own output at `x` [B, *D] and `t` [B], of the kind `self.predict`."""
         if isinstance(self.predict, Preconditioned):
@@ -192,6 +201,13 @@ def _open_ends(path: AffinePath, predict: Predicted) -> dict[float, float]:
     velocity = path.convert(one, one, ends, source=predict, to="velocity")
     known = velocity.isfinite().flatten().tolist()
     return {end: inside[end] for end, is_known in zip(inside, known, strict=True) if not is_known}
+
+
+def flow_inside(field: object) -> Flow | None:
+    """The flow that fields around fields have at their centre; None if there is none."""
+    while field is not None and not isinstance(field, Flow):
+        field = getattr(field, "field", None)
+    return field
 
 
 def as_cond(cond: Cond | Tensor | None) -> Cond | None:

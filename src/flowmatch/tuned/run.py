@@ -36,11 +36,8 @@ if TYPE_CHECKING:
 _FAR_BELOW = 0.2
 """The reference's error may be this part of the choice's before a warning says so."""
 
-_ROUNDING = 1e-4
-"""A reference this good is limited by float32, not by its steps: every solver may reach it.
-
-It is an eightieth of a step of a pixel of 8 bits. Flows that predict x1 magnify rounding near t=1.
-"""
+_ROUNDING = 1e-5
+"""A reference this good is limited by float32, not by its steps: every solver may reach it."""
 
 _SOLVER: TypeAdapter[SolverConfig] = TypeAdapter(SolverConfig)
 
