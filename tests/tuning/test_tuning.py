@@ -79,7 +79,7 @@ def test_flows_that_predict_x1_are_followed_to_just_before_the_data(around):
     for tried in (tuned.best, *tuned.others):
         end = sample(field, x0, tried.solver)
         assert tried.error == pytest.approx(rms(end[12:], exact[12:]), rel=0.01)
-    assert "edm:7,0.01,10" in as_table(tuned)
+    assert "edm:7,0.0102,10" in as_table(tuned)
 
 
 def test_points_are_reached_exactly():

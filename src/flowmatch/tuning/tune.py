@@ -23,10 +23,10 @@ _REFINED = 2
 _CHECKED = 16
 """Samples that the reference is computed anew for, with twice its steps."""
 
-_UP_TO_OPEN_END = EDMGrid(sigma_max=10.0, sigma_min=0.01)
+_UP_TO_OPEN_END = EDMGrid(sigma_max=10.0, sigma_min=0.0102)
 """The reference's grid where the velocity at t=1 is open: to t=0.99, and one Euler step from there.
 
-Up to t=1 nothing would converge: what remains after `n` equal steps shrinks like a root of 1/n.
+There the velocity grows like 1/(1-t) times the network's error, which equal steps cannot follow.
 """
 
 Ranked = tuple[float, GridSolver]
