@@ -46,10 +46,12 @@ def test_overrides_and_precision_reach_the_resolved_config(flowmatch, tiny, tmp_
 
 
 def test_a_warm_up_longer_than_the_run_is_said(flowmatch, tiny, tmp_path):
-    for warmup, said in (("warmup_images=240", True), ("warmup_steps=2", False)):
-        run = tmp_path / warmup
-        words = ("train.steps=3", "train.batch=8", f"train.schedule.{warmup}")
-        code, out, _ = flowmatch("train", "-c", tiny, "-e", run, *words)
+    for warmup, said in (("warmup_steps: 30", True), ("warmup_steps: 2", False)):
+        run = tmp_path / warmup.split()[1]
+        schedule = f"train.schedule={{warmup_images: null, {warmup}}}"
+        code, out, _ = flowmatch(
+            "train", "-c", tiny, "-e", run, "train.steps=3", "train.batch=8", schedule
+        )
         assert code == 0
         assert ("30 steps outlasts the run of 3: the rate only reaches 0.1 of lr" in out) == said
 

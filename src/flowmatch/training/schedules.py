@@ -37,7 +37,7 @@ class Schedule(Component, ABC):
 
     def __post_init__(self) -> None:
         if self.warmup_steps is not None and self.warmup_images is not None:
-            raise ValueError("give warmup_steps or warmup_images, not both")
+            raise ValueError("give warmup_steps or warmup_images, not both; null takes one back")
         if (self.warmup_steps or 0) < 0 or (self.warmup_images or 0) < 0:
             raise ValueError("a warm-up cannot be negative")
 
