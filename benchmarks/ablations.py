@@ -156,13 +156,6 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
             "loss.distance.delta=0.5",
         ],
     },
-    "schedule": {
-        "constant": ["train.schedule.kind=constant"],
-        "linear": ["train.schedule.kind=linear"],
-        "inverse square root": [
-            "train.schedule={kind: inverse_sqrt, reference_images: 3200, warmup_images: 1600}"
-        ],
-    },
 }
 """Groups of variants: overrides of `BASE` by name."""
 

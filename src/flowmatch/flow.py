@@ -19,7 +19,10 @@ Field = Callable[[Tensor, Tensor, Cond | None], Tensor]
 """`(x [B, *D], t [B], cond) -> v [B, *D]`: what is sampled, guided, counted and wrapped."""
 
 _INSIDE = 0.01
-"""How far from an end a velocity is taken that is not determined at the end itself."""
+"""How near to an end a velocity is still taken that is not determined at the end itself.
+
+On the way from there to the data at most exp(-1) of 0.01 of noise is left, half a step of a pixel.
+"""
 
 
 class Decoder(Protocol):
@@ -99,15 +102,21 @@ class Flow(nn.Module):
     def forward(self, x: Tensor, t: float | Tensor, cond: Cond | Tensor | None = None) -> Tensor:
         """The velocity at `x` [B, *D] and time `t` (a number or [B]), shaped like `x`.
 
-        `cond` is None, a mapping from names to tensors, or a bare label tensor [B]. At an end of
-        time where the prediction says nothing about the velocity (x0 and score at t=0, x1 at t=1),
-        it is that of the same point 0.01 inside.
+        `cond` is None, a mapping from names to tensors, or a bare label tensor [B]. Within 0.01 of
+        an end of time at which the prediction says nothing about the velocity (x0 and score at t=0,
+        x1 at t=1), it is that of the same point at 0.01 from the end: so it has a bound, and
+        adaptive solvers and likelihoods an end.
         """
         t = batch_time(t, x)
-        if self.predict != "velocity":
-            t = self._determined(t)
+        if self._open_ends:
+            t = t.clamp(self._open_ends.get(0.0), self._open_ends.get(1.0))
         prediction = self.prediction(x, t, cond)
         return self.path.convert(prediction, x, t, source=self.predict, to="velocity")
+
+    @property
+    def open_at_data(self) -> bool:
+        """Whether its prediction leaves the velocity open at t=1, as x1 does."""
+        return 1.0 in self._open_ends
 
     def prediction(self, x: Tensor, t: Tensor, cond: Cond | Tensor | None = None) -> Tensor:
         """The network's own output at `x` [B, *D] and `t` [B], of the kind `self.predict`."""
@@ -158,12 +167,6 @@ class Flow(nn.Module):
             torch.accelerator.memory.empty_cache()  # after the except: its traceback holds tensors
         return [self(x, t, cond) for cond in conds]
 
-    def _determined(self, t: Tensor) -> Tensor:
-        """`t`, but a little inside where the prediction leaves the velocity open at an end."""
-        for end, inside in self._open_ends.items():
-            t = torch.where(t == end, inside, t)
-        return t
-
     def _completed(self, conds: list[Cond | None]) -> list[Cond] | None:
         """Conditions that all have the same names; None if a null that is missing is not known."""
         named = {name: value for cond in conds for name, value in (cond or {}).items()}
@@ -192,6 +195,13 @@ def _open_ends(path: AffinePath, predict: Predicted) -> dict[float, float]:
     velocity = path.convert(one, one, ends, source=predict, to="velocity")
     known = velocity.isfinite().flatten().tolist()
     return {end: inside[end] for end, is_known in zip(inside, known, strict=True) if not is_known}
+
+
+def flow_inside(field: object) -> Flow | None:
+    """The flow that fields around fields have at their centre; None if there is none."""
+    while field is not None and not isinstance(field, Flow):
+        field = getattr(field, "field", None)
+    return field
 
 
 def as_cond(cond: Cond | Tensor | None) -> Cond | None:

@@ -103,7 +103,12 @@ def test_real_images_beat_the_model_and_the_model_beats_shuffled_pixels(
     flowmatch, root, tmp_path, digits_npz
 ):
     run = tmp_path / "run"
-    short = ("train.steps=150", "train.evaluate_every_images=null", "train.sample_every_steps=null")
+    short = (
+        "train.steps=150",
+        "train.images=null",
+        "train.evaluate_every_images=null",
+        "train.sample_every_steps=null",
+    )
     assert flowmatch("train", "-c", root / "configs/digits.yaml", "-e", run, *short)[0] == 0
     config = tmp_path / "data.yaml"
     config.write_text(yaml.safe_dump({"kind": "digits"}))

@@ -45,6 +45,17 @@ def test_overrides_and_precision_reach_the_resolved_config(flowmatch, tiny, tmp_
     assert (train.precision, train.steps, train.batch, train.seed) == ("bf16", 2, 8, 5)
 
 
+def test_a_warm_up_longer_than_the_run_is_said(flowmatch, tiny, tmp_path):
+    for warmup, said in (("warmup_steps: 30", True), ("warmup_steps: 2", False)):
+        run = tmp_path / warmup.split()[1]
+        schedule = f"train.schedule={{warmup_images: null, {warmup}}}"
+        code, out, _ = flowmatch(
+            "train", "-c", tiny, "-e", run, "train.steps=3", "train.batch=8", schedule
+        )
+        assert code == 0
+        assert ("30 steps outlasts the run of 3: the rate only reaches 0.1 of lr" in out) == said
+
+
 def test_resume_needs_no_config_and_says_what_changes(flowmatch, tiny, tmp_path):
     run = tmp_path / "run"
     assert flowmatch("train", "-c", tiny, "-e", run)[0] == 0

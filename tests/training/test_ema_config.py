@@ -81,7 +81,10 @@ def test_a_width_that_is_tracked_already_is_not_tracked_twice(parse):
         ),
         (["train.post_hoc={stds: [x], every_steps: 1}"], r"train\.post_hoc\.stds\.0: .* got 'x'"),
         (["train.post_hoc={std: [0.1], every_steps: 1}"], r"std: unknown key; did you mean stds\?"),
-        (["train.post_hoc={every_steps: 1, precision: bf16}"], r"post_hoc\.precision: .*'fp16'"),
+        (
+            ["train.post_hoc={every_steps: 1, precision: bf16}"],
+            r"post_hoc\.precision: .*known: fp32, fp16",
+        ),
     ],
 )
 def test_mistakes(parse, changes, message):

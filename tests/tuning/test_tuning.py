@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from closed_form import GaussianFlow, MixtureFlow, PointsFlow
+from flowmatch.flow import Flow
 from flowmatch.guidance import CountNFE, Guided
 from flowmatch.paths import Trig
 from flowmatch.sampling import sample
@@ -55,6 +56,30 @@ def test_the_reported_errors_are_those_of_the_last_third():
         assert tried.compared == pytest.approx(rms(end[8:16], exact[8:16]), rel=1e-3)
         assert tried.error == pytest.approx(rms(end[16:], exact[16:]), rel=1e-3)
     assert tuned.best.compared < tuned.others[0].compared
+
+
+class Halved(torch.nn.Module):
+    """Predicts half of what it sees, whose flow never comes to rest before t=1."""
+
+    def forward(self, x, t, cond=None):
+        return x / 2
+
+
+@pytest.mark.parametrize("around", [lambda flow: flow, CountNFE])
+def test_flows_that_predict_x1_are_followed_to_just_before_the_data(around):
+    # dx/dt = (x/2 - x) / (1 - t) is solved by x0 sqrt(1 - t); steps equal up to t=1 leave a tenth
+    field = around(Flow(Halved(), predict="x1"))
+    x0 = draws(18, 3)
+    tuned = tune(field, x0, 6, among=[Heun(steps=3), Euler(steps=6)], budget=0)
+    last = tuned.reference.times()[-2]
+    assert 0.98 < last < 0.995
+    exact = x0 * (1 - last) ** 0.5 / 2  # what is predicted there
+    assert rms(sample(field, x0, tuned.reference), exact) < 1e-4
+    assert tuned.reference_error < 1e-4
+    for tried in (tuned.best, *tuned.others):
+        end = sample(field, x0, tried.solver)
+        assert tried.error == pytest.approx(rms(end[12:], exact[12:]), rel=0.01)
+    assert "edm:7,0.0102,10" in as_table(tuned)
 
 
 def test_points_are_reached_exactly():

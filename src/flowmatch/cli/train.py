@@ -81,6 +81,12 @@ def train(
         say(f"changed: {change}")
     if resume is not None:
         say(f"resuming at step {trainer.step:,}")
+    plan = settings.train
+    if (warmup := plan.schedule.warmup(plan.batch)) > plan.total_steps:
+        say(
+            f"the warm-up of {warmup:,.0f} steps outlasts the run of {plan.total_steps:,}: the rate"
+            f" only reaches {plan.total_steps / warmup:.2g} of lr; train.schedule sets it"
+        )
     result = trainer.run()
     if result.stopped:
         say(f"stopped at step {result.step:,} as asked; go on with: train -e {run_dir} --resume")

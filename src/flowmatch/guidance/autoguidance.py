@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
-from flowmatch.flow import Cond, Field, Flow
+from flowmatch.flow import Cond, Field, flow_inside
 from flowmatch.guidance.scales import (
     ALWAYS,
     Interval,
@@ -58,7 +58,7 @@ def check_weak(field: Field, weak: Field) -> None:
     Raises:
         ValueError: they differ in shape, number of classes or path.
     """
-    main, other = _flow_inside(field), _flow_inside(weak)
+    main, other = flow_inside(field), flow_inside(weak)
     if main is None or other is None:
         return
     for name, ours, theirs in (
@@ -71,10 +71,3 @@ def check_weak(field: Field, weak: Field) -> None:
                 f"the weak model's {name} is {theirs}, but the guided one's is {ours}; give a"
                 " weaker model of the same data, e.g. an earlier checkpoint"
             )
-
-
-def _flow_inside(field: object) -> Flow | None:
-    """The flow that fields around fields have at their centre."""
-    while field is not None and not isinstance(field, Flow):
-        field = getattr(field, "field", None)
-    return field

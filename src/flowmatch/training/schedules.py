@@ -37,15 +37,19 @@ class Schedule(Component, ABC):
 
     def __post_init__(self) -> None:
         if self.warmup_steps is not None and self.warmup_images is not None:
-            raise ValueError("give warmup_steps or warmup_images, not both")
+            raise ValueError("give warmup_steps or warmup_images, not both; null takes one back")
         if (self.warmup_steps or 0) < 0 or (self.warmup_images or 0) < 0:
             raise ValueError("a warm-up cannot be negative")
 
     def factor(self, step: int, *, total_steps: int, batch: int) -> float:
         """The learning rate's factor for the step with this (zero-based) number."""
-        warmup = _in_steps(self.warmup_steps, self.warmup_images, batch)
+        warmup = self.warmup(batch)
         ramp = min((step + 1) / warmup, 1.0) if warmup else 1.0
         return ramp * self.curve(step + 1, warmup=warmup, total_steps=total_steps, batch=batch)
+
+    def warmup(self, batch: int) -> float:
+        """The length of the warm-up in optimizer steps, not rounded."""
+        return _in_steps(self.warmup_steps, self.warmup_images, batch)
 
     @abstractmethod
     def curve(self, t: int, *, warmup: float, total_steps: int, batch: int) -> float:

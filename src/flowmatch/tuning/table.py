@@ -25,9 +25,9 @@ def as_table(found: Tuned) -> str:
             " times were fitted to. Stochastic solvers, which follow no trajectory, and adaptive"
             " ones, which choose their own steps, are left out. Near is not yet good: with"
             " --judge samples the samples decide.",
-            f"The trajectories: {reference['kind']}:{reference['steps']}, off by about"
-            f" {found.reference_error:.2g}. Times of the choice:"
-            f" {', '.join(f'{t:.4g}' for t in found.solver.times())}.",
+            f"The trajectories: {reference['kind']}:{reference['steps']} on grid"
+            f" {found.reference.grid.name}, off by about {found.reference_error:.2g}. Times of the"
+            f" choice: {', '.join(f'{t:.4g}' for t in found.solver.times())}.",
             f"{found.evaluations:,} field calls for single samples in {found.seconds:,.1f} s.",
         ]
     )

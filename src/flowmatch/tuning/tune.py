@@ -10,9 +10,9 @@ from functools import partial
 
 from torch import Tensor
 
-from flowmatch.flow import Cond, Field, as_cond
+from flowmatch.flow import Cond, Field, as_cond, flow_inside
 from flowmatch.sampling import path_of
-from flowmatch.solvers import AB3, Euler, GridSolver, Heun, Schedule, UniformGrid
+from flowmatch.solvers import AB3, EDMGrid, Euler, GridSolver, Heun, Schedule, UniformGrid
 from flowmatch.tuning.candidates import Cost, candidates, field_calls, largest
 from flowmatch.tuning.halving import halving, rounds
 from flowmatch.tuning.refine import refine
@@ -22,6 +22,12 @@ _REFINED = 2
 """Solvers whose grids are refined."""
 _CHECKED = 16
 """Samples that the reference is computed anew for, with twice its steps."""
+
+_UP_TO_OPEN_END = EDMGrid(sigma_max=10.0, sigma_min=0.0102)
+"""The reference's grid where the velocity at t=1 is open: to t=0.99, and one Euler step from there.
+
+There the velocity grows like 1/(1-t) times the network's error, which equal steps cannot follow.
+"""
 
 Ranked = tuple[float, GridSolver]
 """A solver behind its error on the samples that are fitted to."""
@@ -104,8 +110,9 @@ def tune(
         path: the affine path, for solvers that use it; None asks the field.
         among: the solvers to choose from; None is `candidates(nfe, ...)`.
         cost: what a solver costs, in network evaluations a sample.
-        reference_steps: of the fine solver, AB3 on a uniform grid; None is 10 for each evaluation
-            of the budget, at least 100; it must be more than `nfe`.
+        reference_steps: of the fine solver, AB3; None is 10 for each evaluation of the budget, at
+            least 100; it must be more than `nfe`. Its grid is uniform, but of a flow that predicts
+            x1 dense towards t = 0.99, from where one step leads to the x1 that is predicted there.
         clamp: compare what is left in [-1, 1], the range of images.
         batch: samples computed at once.
         budget: evaluations (counted for each sample) that fitting grids may take; 0 leaves the
@@ -128,7 +135,7 @@ def tune(
     fine = max(100, 10 * nfe) if reference_steps is None else reference_steps
     if fine <= nfe:
         raise ValueError(f"the reference must have more steps than the budget of {nfe}, got {fine}")
-    reference = AB3(steps=fine, safe_end=False)  # its order up to the end, and no call there
+    reference = _reference(field, fine)
     third, cond = len(x0) // 3, as_cond(cond)
     budget = 60 * nfe * third if budget is None else budget
     expected = _expected(chosen, reference, third, len(x0), budget)
@@ -167,6 +174,14 @@ def tune(
         evaluations=sum(trials.evaluations for trials in (fit, compare, held)),
         seconds=time.perf_counter() - began,
     )
+
+
+def _reference(field: Field, steps: int) -> GridSolver:
+    """The fine solver for a field, which it never calls at t=1."""
+    flow = flow_inside(field)
+    if flow is not None and flow.open_at_data:
+        return AB3(steps=steps, grid=_UP_TO_OPEN_END)
+    return AB3(steps=steps, safe_end=False)  # its order up to the end
 
 
 def _search(
