@@ -5,6 +5,7 @@ import torch
 from safetensors import safe_open
 from test_trainer import train, weights
 
+from flowmatch.config import load_config
 from flowmatch.networks import DiTConfig, MLPConfig, UNetConfig
 from flowmatch.training.compiling import compile_in_place, repeated_blocks
 from flowmatch.training.tracking import read_metrics
@@ -24,6 +25,10 @@ def test_blocks_that_repeat_are_found():
     assert repeated_blocks(shallow.build((1, 8, 8))) == []
     unet = UNetConfig(channels=32, multipliers=(1, 2, 2, 2), attention_resolutions=())
     assert repeated_blocks(unet.build((1, 32, 32))) == []
+
+
+def test_off_needs_no_quotes(tiny):
+    assert load_config(tiny, ["train.compile=off"]).train.compile == "off"
 
 
 def test_auto_leaves_a_cpu_alone():

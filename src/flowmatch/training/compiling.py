@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator
 from torch import nn
 
 from flowmatch.compiler import prepare_compiler
 
-Compile = Literal["auto", "off", "network", "blocks"]
+
+def _yaml_off(value: Any) -> Any:
+    """`off` without quotes is false in YAML."""
+    return "off" if value is False else value
+
+
+Compile = Annotated[Literal["auto", "off", "network", "blocks"], BeforeValidator(_yaml_off)]
 
 _FEWEST = 4
 """Equal blocks from which compiling one of them for all pays."""
