@@ -1,11 +1,15 @@
-"""Our training step against the usual eager loop, on the same network and the same batch.
+"""Our training step against other projects' loops, on the same network and the same batch.
 
     python benchmarks/train_step.py [--channels 32] [--size 28] [--batch 64] [--rounds 30]
+    python benchmarks/train_step.py --channels 128 --multipliers 1 2 2 2 --blocks 2 --attention 16 \
+        --image-channels 3 --size 32 --batch 128          # the 36M U-Net of CIFAR-10
 
-Three things take turns: our trainer's step; the loop as it is usually written (NCHW, AdamW with its
-defaults, loss.item() and an EMA over the parameters one by one, each step); and the network alone,
-forward and backward on a fixed batch. On a CPU the share of our step outside the network is also
-clocked inside the step itself, which other work on the machine disturbs least.
+They take turns: our trainer's step; the loop as it is usually written (NCHW, fp32, AdamW with its
+defaults, loss.item() and an EMA over the parameters one by one, each step); torchcfm's and
+rectified-flow-pytorch's as their documentation has them, where they are installed
+(training_peers.py); and the network alone, forward and backward on a fixed batch. On a CPU the
+share of our step outside the network is also clocked inside the step itself, which other work on
+the machine disturbs least. Peak memory is that of a process that does a few steps of one loop.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from measure import alternate, ratio, record, show
 from torch import nn
+from training_peers import Loop, peers
 
 from flowmatch.data import MemoryImages
 from flowmatch.flow import Flow
@@ -33,37 +39,7 @@ from flowmatch.training.distributed import start_processes
 from flowmatch.training.settings import TrainConfig
 from flowmatch.training.trainer import Trainer
 
-
-class PlainLoop:
-    """Flow matching as most repositories write it."""
-
-    def __init__(self, network: nn.Module, images: torch.Tensor, batch: int, device: str) -> None:
-        self.network = network.to(device)
-        self.ema = copy.deepcopy(self.network)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=2e-4)
-        dataset = torch.utils.data.TensorDataset(images)
-        self.loader = torch.utils.data.DataLoader(dataset, batch, shuffle=True, drop_last=True)
-        self.batches = iter(self.loader)
-        self.device = device
-
-    def step(self) -> None:
-        batch = next(self.batches, None)
-        if batch is None:
-            self.batches = iter(self.loader)
-            batch = next(self.batches)
-        x1 = batch[0].to(self.device).float() / 127.5 - 1
-        x0 = torch.randn_like(x1)
-        t = torch.rand(len(x1), device=x1.device)
-        s = t[:, None, None, None]
-        loss = F.mse_loss(self.network(s * x1 + (1 - s) * x0, t), x1 - x0)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
-        with torch.no_grad():
-            for average, live in zip(self.ema.parameters(), self.network.parameters(), strict=True):
-                average.mul_(0.9999).add_(live, alpha=0.0001)
-        loss.item()
+MIB = 2**20
 
 
 class Clock:
@@ -107,6 +83,27 @@ class NetworkAlone:
         self.network(self.x, self.t).square().mean().backward()
 
 
+class Ours:
+    """Our trainer; a GPU gets its defaults, bf16 and a compiled network."""
+
+    def __init__(
+        self, network: nn.Module, images: torch.Tensor, batch: int, device: str, folder: Path
+    ) -> None:
+        self.trainer = Trainer(
+            Flow(network, shape=tuple(images.shape[1:])),
+            FlowMatching(),
+            MemoryImages(images),
+            TrainConfig(steps=10**6, batch=batch, precision="fp32" if device == "cpu" else "bf16"),
+            run_dir=folder / "ours",
+            solver=Euler(),
+            config_yaml="",
+            accelerator=start_processes("fp32" if device == "cpu" else "bf16"),
+        )
+
+    def step(self) -> None:
+        self.trainer.train_step()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--channels", type=int, default=32)
@@ -117,61 +114,101 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--alone", metavar="NAME", help="do three steps of one loop, and no more")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.jsonl"))
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        loops, missing = loops_of(args, Path(folder))
+        if args.alone:
+            for _ in range(3):
+                loops[args.alone].step()
+            print(peak_mib())
+            return
+        measure(loops, args)
+    if missing:
+        print(f"not installed: {', '.join(missing)} (training_peers.py says how)")
 
+
+def loops_of(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Loop], list[str]]:
+    """The loops that can be run, or the one that is asked for, and those that cannot."""
     shape = (args.image_channels, args.size, args.size)
-    config = UNetConfig(
+    network = network_of(args)
+    images = torch.randint(0, 256, (4096, *shape), dtype=torch.uint8)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    makers: dict[str, Callable[[nn.Module, torch.Tensor, int, str], Loop]] = {
+        "ours": lambda *words: Ours(*words, folder),
+        **peers(folder),
+        "network": lambda network, images, batch, device: NetworkAlone(
+            network, shape, batch, device
+        ),
+    }
+    loops, missing = {}, []
+    for name, make in makers.items():
+        if args.alone in (None, name):
+            try:
+                loops[name] = make(copy.deepcopy(network), images, args.batch, device)
+            except ImportError:
+                missing.append(name)
+    return loops, missing
+
+
+def network_of(args: argparse.Namespace) -> nn.Module:
+    return UNetConfig(
         channels=args.channels,
         multipliers=tuple(args.multipliers),
         blocks=args.blocks,
         attention_resolutions=tuple(args.attention),
         scale_shift=True,
-    )
-    images = torch.randint(0, 256, (4096, *shape), dtype=torch.uint8)
-    accelerator = start_processes()
-    device = accelerator.device.type
-    network = config.build(shape)
-    parameters = sum(p.numel() for p in network.parameters())
-    with tempfile.TemporaryDirectory() as folder:
-        ours = Trainer(
-            Flow(copy.deepcopy(network), shape=shape),
-            FlowMatching(),
-            MemoryImages(images),
-            TrainConfig(steps=10**6, batch=args.batch),
-            run_dir=Path(folder),
-            solver=Euler(),
-            config_yaml="",
-            accelerator=accelerator,
-        )
-        plain = PlainLoop(copy.deepcopy(network), images, args.batch, device)
-        alone = NetworkAlone(copy.deepcopy(network), shape, args.batch, device)
-        seconds = alternate(
-            {"ours": ours.train_step, "plain": plain.step, "network": alone.step},
-            rounds=args.rounds,
-        )
-        outside = share_outside_network(ours, args.rounds) if device == "cpu" else None
+    ).build((args.image_channels, args.size, args.size))
+
+
+def measure(loops: dict[str, Loop], args: argparse.Namespace) -> None:
+    """Time the loops in turns, then what each keeps in memory, and record both."""
+    seconds = alternate({name: loop.step for name, loop in loops.items()}, rounds=args.rounds)
+    ours = loops["ours"]
+    assert isinstance(ours, Ours)
+    on_cpu = ours.trainer.accelerator.device.type == "cpu"
+    outside = share_outside_network(ours.trainer, args.rounds) if on_cpu else None
+    parameters = sum(p.numel() for p in ours.trainer.flow.parameters())
+    shape = (args.image_channels, args.size, args.size)
     print(f"{parameters:,} parameters, batch {args.batch} of {shape}, {args.rounds} rounds")
-    against_plain = ratio(seconds["ours"], seconds["plain"])
-    against_network = ratio(seconds["ours"], seconds["network"])
-    show("our step / the plain loop's", against_plain)
-    show("our step / the network alone", against_network)
+    against = {name: ratio(seconds["ours"], seconds[name]) for name in loops if name != "ours"}
+    for name, found in against.items():
+        show(f"our step / {name}'s", found)
     if outside is not None:
         print(f"share of our step outside the network: {outside:.2%} (median)")
-    best = {name: args.batch / min(times) for name, times in seconds.items()}
-    print("images/s at best: " + ", ".join(f"{k} {v:.0f}" for k, v in best.items()))
+    rates = {name: args.batch / statistics.median(times) for name, times in seconds.items()}
+    print("images/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
+    memory = {name: peak_memory(name) for name in loops}
+    print("peak MiB: " + ", ".join(f"{name} {mib:,.0f}" for name, mib in memory.items()))
     record(
         {
             "parameters": parameters,
             "shape": shape,
             "batch": args.batch,
-            "ours_over_plain": against_plain,
-            "ours_over_network": against_network,
+            "ours_over": against,
             "share_outside_network": outside,
-            "images_per_second": best,
+            "images_per_second": rates,
+            "peak_mib": memory,
         },
         args.out,
     )
+
+
+def peak_memory(name: str) -> float:
+    """MiB of a process of its own that does three steps of one loop: of the GPU, else all of it."""
+    words = [sys.executable, *sys.argv, "--alone", name]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def peak_mib() -> float:
+    """The most that this process has had: of the GPU, else of its own memory (on Linux)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / MIB
+    status = Path("/proc/self/status").read_text()
+    (kib,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(kib) / 1024
 
 
 if __name__ == "__main__":
