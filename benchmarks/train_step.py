@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--alone", metavar="NAME", help="do three steps of one loop, and no more")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.jsonl"))
     args = parser.parse_args()
@@ -179,7 +180,7 @@ def measure(loops: dict[str, Loop], args: argparse.Namespace) -> None:
         print(f"share of our step outside the network: {outside:.2%} (median)")
     rates = {name: args.batch / statistics.median(times) for name, times in seconds.items()}
     print("images/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
-    memory = {name: peak_memory(name) for name in loops}
+    memory = {name: peak_memory(name) for name in loops if args.memory}
     print("peak MiB: " + ", ".join(f"{name} {mib:,.0f}" for name, mib in memory.items()))
     record(
         {

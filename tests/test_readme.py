@@ -141,7 +141,7 @@ SCRIPTS = {
     "benchmarks/ablations.py": ["--size", "8", "--only", "draws", "--seeds", "1", *FEW],
     "benchmarks/recipe.py": ["--seeds", "1", *FEW, "data={kind: digits}", "train.batch=16"],
     "examples/toys.py": ["--steps", "5"],
-    "benchmarks/train_step.py": ["--rounds", "2", "--batch", "2"],
+    "benchmarks/train_step.py": ["--rounds", "2", "--batch", "2", "--no-memory"],
     "benchmarks/sampler.py": ["--rounds", "2", "--batch", "2", "--steps", "2", "--loop-steps", "4"],
     "benchmarks/solvers.py": ["--samples", "20", "--nfe", "2", "4", "--picture", "/dev/null"],
     "benchmarks/draw_quality.py": ["docs/numbers/digits-solvers.json"],
