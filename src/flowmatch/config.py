@@ -234,6 +234,8 @@ def _explain(error: Mapping[str, Any], root: Any) -> str:
         return f"{name}: {context['error']}"
     if kind in ("model_attributes_type", "dataclass_type") and isinstance(came, str):
         return f"{name}: is a mapping, e.g. {{kind: {came}}}, got {came!r}"
+    if keys == ["predict", "kind"] and came in get_args(Prediction):
+        return f"predict: {came} has nothing to set and is a bare name, predict={came}"
     if kind == "literal_error" and (known := re.findall("'([^']*)'", context["expected"])):
         return (
             f"{name}: unknown name {came!r}{_nearest(str(came), known)}; known: {', '.join(known)}"

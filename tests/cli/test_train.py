@@ -136,6 +136,7 @@ MISTAKES = {
         ["predict=velocty"],
         ["predict: unknown name 'velocty'; did you mean velocity?", "x1, x0, score"],
     ),
+    "a name as a mapping": (["predict={kind: x1}"], ["a bare name, predict=x1"]),
     "wrong type": (["train.steps=many"], ["train.steps: input should be a valid integer"]),
     "wrong value": (["train.steps=0"], ["train.steps must be at least 1, got 0"]),
     "solver": (["sample.solver.kind=huen"], ["did you mean heun?", "euler, midpoint, heun"]),

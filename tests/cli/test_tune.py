@@ -84,7 +84,7 @@ def test_the_same_call_writes_the_same_choice(flowmatch, run):
 def test_a_reference_worse_than_the_choice_writes_nothing(flowmatch, run, monkeypatch):
     def with_a_bad_reference(*words, **options):
         found = fm.tune(*words, **options)
-        return replace(found, reference_error=1 + found.error)
+        return replace(found, reference_error=2 * found.error)
 
     monkeypatch.setattr("flowmatch.tuned.run.tune", with_a_bad_reference)
     code, _, err = flowmatch("tune", run, "--nfe", 4, *FEW)

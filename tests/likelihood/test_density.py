@@ -104,11 +104,18 @@ class PredictsData(torch.nn.Module):
 
 def test_a_network_that_predicts_data():
     flow, x1 = fm.Flow(PredictsData(), predict="x1"), points(8, 2)
-    nats = log_prob(flow, x1, divergence=Exact())
-    torch.testing.assert_close(nats, gaussian(x1), rtol=0, atol=5e-3)
-    nats = log_prob(flow, x1, FINE, divergence=Exact(), t1=0.99)
     std = math.sqrt(0.99**2 * 0.5**2 + 0.01**2)
+    nats = log_prob(flow, x1, FINE, divergence=Exact(), t1=0.99)
     torch.testing.assert_close(nats, gaussian(x1, 0.99 * 1.5, std), rtol=0, atol=1e-5)
+    # from t=0.99 on the velocity is held: dx/dt = rate (x - rest), a scaling about its rest
+    ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    zero, one = GaussianFlow()(ends, torch.full((2,), 0.99, dtype=torch.float64)).flatten()
+    rate, rest = one - zero, -zero / (one - zero)
+    for t1 in (0.999, 1.0):
+        scale = torch.exp(-rate * (t1 - 0.99))
+        exact = gaussian(rest + (x1 - rest) * scale, 0.99 * 1.5, std) + 2 * scale.log()
+        nats = log_prob(flow, x1, FINE, divergence=Exact(), t1=t1)
+        torch.testing.assert_close(nats, exact, rtol=0, atol=1e-5)
 
 
 def test_other_paths_are_the_same_density():

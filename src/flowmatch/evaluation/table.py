@@ -62,7 +62,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
         found.append(
             f"Of each {name}, about {value:.4g} is the bias of {floor['count']:,} samples: as many"
             " draws of the reference's own Gaussian score that. The excess is what lies above it,"
-            " and compares sets of different sizes."
+            " by which sets of different sizes compare roughly."
         )
     if "transport" in document:
         pairs = ", ".join(f"{k} {_number(v, None)}" for k, v in document["transport"].items())
