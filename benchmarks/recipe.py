@@ -42,6 +42,7 @@ PARTS = {
 REST = [
     "train.schedule.kind=linear",
     "train.ema={kind: exponential, decay: 0.9999, warmup: crowsonkb, power: 0.75}",
+    "train.max_grad_norm=null",
 ]
 
 HUBER = ["loss.distance={kind: huber, delta: 0.5}"]

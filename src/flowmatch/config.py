@@ -117,12 +117,17 @@ def parse_config(
     try:
         merged = OmegaConf.create(dict(content))
         named = {key for override in overrides for key in _override(merged, override)}
-        resolved = OmegaConf.to_container(merged, resolve=True)
-        return _validate(typing.cast(dict[str, Any], resolved), named)
+        resolved = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+        config = _validate(resolved, named)
     except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise ValueError(f"{where}: {_explain_all(error, Config)}") from None
+    read = flat(to_plain(config))
+    for key, value in flat(resolved).items():  # pydantic takes true for 1
+        if isinstance(value, bool) and type(read.get(key)) in (int, float):
+            raise ValueError(f"{where}: {key}: is a number, got {str(value).lower()}")
+    return config
 
 
 def _override(config: DictConfig, override: str) -> list[str]:
@@ -217,14 +222,21 @@ def _explain(error: Mapping[str, Any], root: Any) -> str:
     came = error.get("input")
     if kind == "unexpected_keyword_argument":
         known = [f.name for f in dataclasses.fields(owner)] if owner is not None else []
-        name, place = ".".join(keys), _place(keys[-1])
+        name, place = ".".join(keys), _place(keys[-1], within=keys[0])
         misplaced = place is not None and place != name
         hint = f"; it belongs to {place}" if misplaced else _nearest(keys[-1], known)
-        return f"{name}: unknown key{hint}; known here: {', '.join(known)}"
+        of = getattr(owner, "kind", None)
+        here = "here" if of is None else f"of kind {of}"
+        return f"{name}: unknown key{hint}; known {here}: {', '.join(known)}"
     name = ".".join(keys) or "config"
     if kind == "union_tag_invalid":
         known = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
         tag = context["tag"]
+        if keys[-1:] == ["of"] and tag in ("shifted", "adaptive", "stratified"):
+            return (
+                f"{name}: {tag} cannot stand here; from the outside in, times are stratified,"
+                " adaptive, shifted, and one of the plain ones"
+            )
         return f"{name}.kind: unknown kind {tag!r}{_nearest(tag, known)}; known: {', '.join(known)}"
     if kind == "union_tag_not_found":
         return f"{name}: has no kind; say which one with {name}.kind=..."
@@ -244,11 +256,17 @@ def _explain(error: Mapping[str, Any], root: Any) -> str:
     return f"{name}: {message}, got {came!r}"
 
 
-def _place(key: str) -> str | None:
-    """Where a key stands that was looked for elsewhere: the section of a config that has it."""
+def _place(key: str, *, within: str) -> str | None:
+    """Where a key stands that was looked for elsewhere: the section of a config that has it.
+
+    The kind of the section that it was looked for in does not, so others of its kinds do not count.
+    """
     hints = typing.get_type_hints(Config, include_extras=True)
     for section, hint in hints.items():
-        names = {f.name for m in _members(hint) if _is_component(m) for f in dataclasses.fields(m)}
+        members = [m for m in _members(hint) if _is_component(m)]
+        if section == within and len(members) > 1:
+            continue
+        names = {f.name for m in members for f in dataclasses.fields(m)}
         if key in names:
             return f"{section}.{key}"
     return None

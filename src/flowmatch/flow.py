@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from flowmatch.paths import AffinePath, Linear, Preconditioned, Predicted
+from flowmatch.paths import AffinePath, HeldEnds, Linear, Preconditioned, Predicted
 from flowmatch.tensors import batch_time, expand_like
 
 Cond = Mapping[str, Tensor]
@@ -18,10 +18,11 @@ Cond = Mapping[str, Tensor]
 Field = Callable[[Tensor, Tensor, Cond | None], Tensor]
 """`(x [B, *D], t [B], cond) -> v [B, *D]`: what is sampled, guided, counted and wrapped."""
 
-_INSIDE = 0.01
-"""How near to an end a velocity is still taken that is not determined at the end itself.
+_INSIDE = {0.0: 99.0, 1.0: 1 / 99}
+"""Noise over data up to which a velocity is taken that is not determined at the end itself.
 
-On the way from there to the data at most exp(-1) of 0.01 of noise is left, half a step of a pixel.
+That is t=0.01 and t=0.99 on the linear path. On the way from there to the data exp(-1) of 0.01 of
+noise is left, half a step of a pixel.
 """
 
 
@@ -67,7 +68,7 @@ class Flow(nn.Module):
         self.predict: Predicted = predict
         self.shape = shape
         self.decoder = decoder
-        self._open_ends = _open_ends(path, predict)
+        self._held = _held(path, predict)
         self._too_large = math.inf  # values of a stacked batch that did not fit into memory
 
     @property
@@ -102,21 +103,21 @@ class Flow(nn.Module):
     def forward(self, x: Tensor, t: float | Tensor, cond: Cond | Tensor | None = None) -> Tensor:
         """The velocity at `x` [B, *D] and time `t` (a number or [B]), shaped like `x`.
 
-        `cond` is None, a mapping from names to tensors, or a bare label tensor [B]. Within 0.01 of
-        an end of time at which the prediction says nothing about the velocity (x0 and score at t=0,
-        x1 at t=1), it is that of the same point at 0.01 from the end: so it has a bound, and
-        adaptive solvers and likelihoods an end.
+        `cond` is None, a mapping from names to tensors, or a bare label tensor [B]. Near an end of
+        time at which the prediction leaves the velocity open (x0 at t=0, x1 at t=1, the score at
+        both; where a path is infinitely fast, every one), the point is taken to be where data are a
+        hundredth of the mixture, or noise is (t=0.01 and 0.99 on the linear path): so the velocity
+        has a bound, and adaptive solvers and likelihoods an end. See `HeldEnds`.
         """
         t = batch_time(t, x)
-        if self._open_ends:
-            t = t.clamp(self._open_ends.get(0.0), self._open_ends.get(1.0))
-        prediction = self.prediction(x, t, cond)
-        return self.path.convert(prediction, x, t, source=self.predict, to="velocity")
+        prediction = self.prediction(x, self._held.hold(t) if self._held else t, cond)
+        path = self._held or self.path
+        return path.convert(prediction, x, t, source=self.predict, to="velocity")
 
     @property
     def open_at_data(self) -> bool:
         """Whether its prediction leaves the velocity open at t=1, as x1 does."""
-        return 1.0 in self._open_ends
+        return self._held is not None and self._held.stop < 1
 
     def prediction(self, x: Tensor, t: Tensor, cond: Cond | Tensor | None = None) -> Tensor:
         """The network's own output at `x` [B, *D] and `t` [B], of the kind `self.predict`."""
@@ -183,18 +184,18 @@ def _stackable(conds: Sequence[Cond]) -> bool:
     return all(len({cond[name].shape for cond in conds}) == 1 for name in conds[0])
 
 
-def _open_ends(path: AffinePath, predict: Predicted) -> dict[float, float]:
-    """The ends of time at which a prediction does not determine a velocity, and where it is taken.
+def _held(path: AffinePath, predict: Predicted) -> HeldEnds | None:
+    """The path, held at the ends of time at which a prediction determines no velocity, if any.
 
     The x0 of pure noise says nothing about x1, nor the x1 of clean data about x0. Nearer to an end,
     the errors of a network grow by one over the distance to it.
     """
-    inside = {0.0: _INSIDE, 1.0: 1 - _INSIDE}
-    ends = torch.tensor(list(inside), dtype=torch.float64)
+    ends = torch.tensor(list(_INSIDE), dtype=torch.float64)
     one = torch.ones(len(ends), 1, dtype=torch.float64)
     velocity = path.convert(one, one, ends, source=predict, to="velocity")
-    known = velocity.isfinite().flatten().tolist()
-    return {end: inside[end] for end, is_known in zip(inside, known, strict=True) if not is_known}
+    inside = path.time_of_ratio(torch.tensor(list(_INSIDE.values()), dtype=torch.float64))
+    start, stop = torch.where(velocity.flatten().isfinite(), ends, inside).tolist()
+    return None if (start, stop) == (0.0, 1.0) else HeldEnds(path, start, stop)
 
 
 def flow_inside(field: object) -> Flow | None:

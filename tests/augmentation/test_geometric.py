@@ -52,7 +52,8 @@ def test_every_part_happens_as_often_as_it_should():
     n = 40_000
     condition = Geometric()(torch.zeros(n, 1, 1, 1), uniform(n)).condition.double()
     happened = (condition != 0).double().mean(0)
-    expected = torch.tensor([0.5, 0.06] + [0.12] * 7).double()
+    # half of the stretches are along the image's own axes, whose sine is 0
+    expected = torch.tensor([0.5, 0.06] + [0.12] * 4 + [0.06] + [0.12] * 2).double()
     torch.testing.assert_close(happened, expected, atol=0.01, rtol=0)  # over 4 standard errors
     both = (condition[:, [2, 3, 5, 7]] != 0).double()
     together = both.T @ both / n - torch.diag(both.mean(0))
@@ -63,8 +64,8 @@ def test_the_condition_has_the_law_that_it_should():
     n = 40_000
     entries = Geometric(probability=1.0)(torch.zeros(n, 1, 1, 1), uniform(n)).condition.double()
     mean = torch.tensor([0.5, 0.5, 0, -1, 0, 0, 0, 0, 0]).double()
-    # coins 1/4, normals 1, cosines and sines 1/2
-    variance = torch.tensor([0.25, 0.25, 1, 0.5, 0.5, 0.5, 0.5, 1, 1]).double()
+    # coins 1/4, normals 1, cosines and sines 1/2, but of a stretch, half of which have c = 0
+    variance = torch.tensor([0.25, 0.25, 1, 0.5, 0.5, 0.75, 0.25, 1, 1]).double()
     torch.testing.assert_close(entries.mean(0), mean, atol=0.025, rtol=0)
     torch.testing.assert_close(entries.T.cov(), torch.diag(variance), atol=0.03, rtol=0)
     torch.testing.assert_close(
@@ -81,7 +82,7 @@ def test_strengths_multiply_the_probability():
     n = 20_000
     condition = augment(torch.zeros(n, 1, 1, 1), uniform(n)).condition
     happened = (condition != 0).double().mean(0)
-    expected = torch.tensor([0.25, 1.0, 0.25, 0.25, 0.25, 0.25, 0.1, 0.1]).double()
+    expected = torch.tensor([0.25, 1.0, 0.25, 0.25, 0.25, 0.125, 0.1, 0.1]).double()
     torch.testing.assert_close(happened, expected, atol=0.015, rtol=0)
 
 
@@ -172,13 +173,26 @@ def test_the_condition_tells_the_map(part, height, width):
 
 def test_stretching_and_shrinking_along_an_axis_are_told_apart():
     # half a turn of the axis is the same axis: only the sign of the octaves differs
-    augment = Geometric(probability=0.5, **{**OFF, "anisotropy": 1.0})
+    augment = Geometric(probability=0.5, anisotropy_turned=1.0, **{**OFF, "anisotropy": 1.0})
     x = noise(1, 1, 16, 16)
     longer, shorter = (augment(x, draws(u6=0.0, u7=0.0, u8=q)) for q in (ONE, 1 - ONE))
     torch.testing.assert_close(longer.condition, -shorter.condition)
     across = augment(x, draws(u6=0.0, u7=0.5, u8=1 - ONE))  # shorter along the other axis
     torch.testing.assert_close(across.condition, longer.condition)
     torch.testing.assert_close(across.x, longer.x)
+
+
+def test_a_share_of_the_stretches_is_turned():
+    only = {**OFF, "anisotropy": 1.0}
+    x, u = torch.zeros(4000, 1, 1, 1), uniform(4000)
+    for share in (0.0, 0.3, 1.0):
+        augment = Geometric(probability=1.0, anisotropy_turned=share, **only)
+        along, oblique = augment(x, u).condition.unbind(1)
+        assert (along != 0).all()
+        assert (oblique != 0).double().mean() == pytest.approx(share, abs=0.03)
+    angle = torch.atan2(oblique, along)  # of the axis twice, or half a turn from it
+    assert angle.mean().abs() < 0.1
+    assert angle.std().item() == pytest.approx(math.pi / 3**0.5, abs=0.05)
 
 
 def test_extreme_numbers_stay_finite():
@@ -233,6 +247,7 @@ def test_the_device_is_never_waited_for_and_agrees_with_the_cpu():
         ({"scale": -1.0}, "scale must be at least 0, got -1.0"),
         (OFF, "needs a part with a strength above 0"),
         ({"scale_octaves": 0.0}, "to switch scale off, set that to 0"),
+        ({"anisotropy_turned": 1.5}, "anisotropy_turned must be in"),
         ({"rotation_degrees": 270.0}, "rotation_degrees must be in"),
     ],
 )

@@ -340,6 +340,7 @@ def test_a_network_that_the_data_do_not_suit_is_refused_before_anything_is_writt
         (("--cond", "year=3"), "cannot read --cond 'year=3'; write NAME=VALUE with a name among"),
         (("--cond", "age"), "cannot read --cond 'age'"),
         (("--cond", "age=young"), "age takes a number or a .npy file [N]"),
+        (("--cond", "age=inf"), "is infinite; age takes finite numbers, and nan for none"),
         (("--cond", "clip=3"), "clip takes a .npy file [N, dim] with dim 3"),
         (("--cond", "clip=no.npy"), "cannot read --cond clip=no.npy (No such file"),
         (("--cond", "clip=empty.npy"), "cannot read --cond clip=empty.npy (No data left in file)"),

@@ -131,7 +131,15 @@ MISTAKES = {
     ),
     "nested key": (["loss.time.mena=1"], ["loss.time.mena: unknown key; did you mean mean?"]),
     "key of elsewhere": (["batch=4"], ["batch: unknown key; it belongs to train.batch"]),
-    "key of another kind": (["data.root=a"], ["data.root: unknown key; known here: image_size"]),
+    "key of another kind": (
+        ["data.root=a"],
+        ["data.root: unknown key; known of kind digits: image_size"],
+    ),
+    "true for a number": (["train.batch=true"], ["train.batch: is a number, got true"]),
+    "times the wrong way round": (
+        ["loss.time={kind: adaptive, of: {kind: stratified}}"],
+        ["loss.time.of: stratified cannot stand here; from the outside in"],
+    ),
     "mistyped name": (
         ["predict=velocty"],
         ["predict: unknown name 'velocty'; did you mean velocity?", "x1, x0, score"],

@@ -146,7 +146,7 @@ def test_without_a_network_inception_says_what_to_do(monkeypatch, capsys):
         load_inception()
     assert says(
         caught, "cannot fetch the Inception weights", inception_module.URL_INCEPTION_V3,
-        "--feature-weights FILE", "--features data, which needs no download",
+        "--feature-weights FILE", "checkpoints", "--features data", "train.evaluate_features=data",
     )  # fmt: skip
     assert socket.getdefaulttimeout() == before
     assert capsys.readouterr().out == ""

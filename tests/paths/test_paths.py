@@ -126,7 +126,7 @@ def test_the_linear_x1_to_velocity_weight_is_one_over_left_squared():
     ("make", "message"),
     [
         (lambda: VP(beta_min=3, beta_max=1), "beta_min < beta_max"),
-        (lambda: Polynomial(n=0), "n > 0"),
+        (lambda: Polynomial(n=0.5), "n >= 1, got 0.5"),
     ],
 )
 def test_bad_parameters_are_refused(make, message):

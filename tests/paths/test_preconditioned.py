@@ -76,7 +76,7 @@ def test_both_ends_are_determined():
     network.forward = lambda x, t, cond=None: x
     flow, x = Flow(network, predict=Preconditioned()), torch.randn(2, 3)
     assert flow(x, torch.tensor([0.0, 1.0])).isfinite().all()
-    assert not flow._open_ends
+    assert flow._held is None
 
 
 def test_a_negative_sigma_data_is_refused():

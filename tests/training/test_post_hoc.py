@@ -161,7 +161,18 @@ def test_an_earlier_time(tmp_path):
     found = reconstruct(tmp_path, 0.15, images=2400)
     assert (found.step, found.images) == (240, 2400)
     assert off(found, direct[0.15, 2400]) < 1e-3
-    assert found.tensors["count"] == 400  # what cannot be averaged is of the newest
+    assert found.tensors["count"] == 240  # what cannot be averaged is of the newest
+
+
+def test_an_earlier_time_has_nothing_of_later_ones(tmp_path):
+    track(tmp_path, every=20)
+    early = reconstruct(tmp_path, 0.1, images=600)
+    for path in (tmp_path / "ema").glob("snapshot-*"):
+        if int(path.name.split("-")[1].removeprefix("step")) > 60:
+            path.unlink()
+    alone = reconstruct(tmp_path, 0.1)
+    assert (early.snapshots, early.step) == (alone.snapshots, alone.step) == (6, 60)
+    assert torch.equal(early.tensors["weight"], alone.tensors["weight"])
 
 
 def test_half_precision_takes_half_the_disk_and_stays_close(tmp_path):

@@ -185,6 +185,8 @@ def test_going_back_sets_aside_what_came_later(tiny, tmp_path):
     assert [s.step for s in Snapshots(run).all()] == [2, 2]
     later = [*ALL[2:], "std0.05-step0000006.safetensors"]
     assert names(run) == sorted([*ALL[:2], *(f"superseded-{n}" for n in later)])
+    trainer.run()  # what has been done anew needs no other
+    assert names(run) == sorted([*ALL, f"superseded-{later[-1]}"])
 
 
 def test_an_average_cannot_begin_in_the_midst(tiny, tmp_path):

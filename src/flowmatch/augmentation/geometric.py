@@ -38,7 +38,8 @@ class Geometric(Component):
         rotation        clockwise by b, uniform               cos b - 1, sin b
         anisotropy      longer along an axis at angle c by    d cos 2c, d sin 2c
                         2**(anisotropy_octaves d), and as
-                        much shorter across it
+                        much shorter across it; c is 0 or
+                        uniform
         translation     to the right and down by              e, f
                         translation_fraction * (e, f)
                         of the width and height
@@ -62,6 +63,8 @@ class Geometric(Component):
         scale_octaves: standard deviation of the logarithm (to base 2) of the scale, > 0.
         rotation_degrees: largest angle to either side, in (0, 180].
         anisotropy_octaves: standard deviation of the logarithm (to base 2) of the stretch, > 0.
+        anisotropy_turned: share of the stretches along any axis, in [0, 1]; the others are along
+            the image's own.
         translation_fraction: standard deviation of the shift, as a part of the image's size, > 0.
     Raises:
         ValueError: a number is out of its range, or every strength is 0.
@@ -79,6 +82,7 @@ class Geometric(Component):
     scale_octaves: float = 0.2
     rotation_degrees: float = 180.0
     anisotropy_octaves: float = 0.2
+    anisotropy_turned: float = 0.5
     translation_fraction: float = 0.125
     kind: Literal["geometric"] = "geometric"
 
@@ -102,6 +106,8 @@ class Geometric(Component):
                     f"{name} must be above 0, got {getattr(self, name)}; to switch"
                     f" {name.partition('_')[0]} off, set that to 0"
                 )
+        if not 0 <= self.anisotropy_turned <= 1:
+            raise ValueError(f"anisotropy_turned must be in [0, 1], got {self.anisotropy_turned}")
         if not 0 < self.rotation_degrees <= 180:
             raise ValueError(f"rotation_degrees must be in (0, 180], got {self.rotation_degrees}")
 
@@ -155,7 +161,9 @@ class Geometric(Component):
         """
         mirror_x, mirror_y, resize, a, turn, b, elongate, c, d, move, e, f = u.unbind(1)
         angle = math.radians(self.rotation_degrees) * (2 * b - 1)
-        twice_c, octaves = 2 * math.pi * c, _normal(d)
+        part = self.anisotropy_turned
+        turned = torch.where(c < part, c / max(part, 1e-12), 0)  # of a whole circle: 2c
+        twice_c, octaves = 2 * math.pi * turned, _normal(d)
         values = {
             "flip_x": (mirror_x, [(2 * mirror_x < self._chance("flip_x")).to(u.dtype)]),
             "flip_y": (mirror_y, [(2 * mirror_y < self._chance("flip_y")).to(u.dtype)]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,13 @@ class TextEncoder:
             raise ValueError(
                 f"max_tokens is {max_tokens}, but {self.name} reads {self._most} tokens; lower it"
             )
-        return [len(ids) for ids in self._tokens(texts, max_tokens)["input_ids"]]
+        found = [len(ids) for ids in self._tokens(texts, max_tokens + 1)["input_ids"]]
+        if cut := sum(n > max_tokens for n in found):
+            warnings.warn(
+                f"{cut:,} of {len(texts):,} texts are cut after max_tokens={max_tokens}",
+                stacklevel=2,
+            )
+        return [min(n, max_tokens) for n in found]
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], max_tokens: int) -> list[Tensor]:

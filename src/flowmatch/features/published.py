@@ -20,7 +20,10 @@ from flowmatch.features.net import Extracted, FeatureKind, FeatureNet
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 DINOV2_CODE = "https://github.com/facebookresearch/dinov2"
-NO_DOWNLOAD = "use --features data, which needs no download"
+NO_DOWNLOAD = (
+    "take features fitted to the data, which need no download (--features data; in training"
+    " train.evaluate_features=data)"
+)
 PATIENCE = 20.0  # seconds that a server may be silent
 
 
@@ -92,7 +95,7 @@ def load_inception(weights: Path | None = None) -> PublishedNet:
     name, url = "inception-v3-compat", URL_INCEPTION_V3
     outputs = ["2048", "logits_unbiased"]
     if weights is None:
-        with _fetching("the Inception weights", f"download {url} and pass it with {_FLAG}"):
+        with _fetching("the Inception weights", _by_hand(url)):
             extractor = FeatureExtractorInceptionV3(name, outputs)
     else:
         read_weights(weights, url)  # torch-fidelity would execute what a file tells it to
@@ -120,7 +123,7 @@ def load_dinov2(weights: Path | None = None) -> PublishedNet:
 
     extractor: nn.Module
     if weights is None:
-        with _fetching("DINOv2", f"download {DINOV2_URL} and pass it with {_FLAG}"):
+        with _fetching("DINOv2", _by_hand(DINOV2_URL)):
             extractor = FeatureExtractorDinoV2(NAME, ["dinov2"])
     else:
         state = read_weights(weights, DINOV2_URL)
@@ -133,7 +136,10 @@ def load_dinov2(weights: Path | None = None) -> PublishedNet:
     return PublishedNet("dinov2", NAME, extractor, dims=1024, num_classes=None)
 
 
-_FLAG = "--feature-weights FILE"
+def _by_hand(url: str) -> str:
+    """What helps where there is no connection."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return f"download {url} into {folder}, or pass `evaluate` --feature-weights FILE"
 
 
 def read_weights(path: Path, url: str) -> dict[str, Tensor]:

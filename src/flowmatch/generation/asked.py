@@ -145,10 +145,14 @@ def _numbers(name: str, word: str, condition: Condition) -> Tensor:
     shape = tuple(n or 0 for n in condition.shape)
     if tuple(found.shape) == shape:
         found = found[None]
-    if tuple(found.shape[1:]) != shape or not len(found) or bool(found.isinf().any()):
+    if bool(found.isinf().any()):
+        raise ValueError(
+            f"--cond {name}={word} is infinite; {name} takes finite numbers, and nan for none"
+        )
+    if tuple(found.shape[1:]) != shape or not len(found):
         size = f" with dim {shape[0]}" if shape else ""
         raise ValueError(
             f"--cond {name}={word} gives an array of shape {list(array.shape)}; {name} takes"
-            f" {wanted}{size} of finite numbers"
+            f" {wanted}{size}"
         )
     return found

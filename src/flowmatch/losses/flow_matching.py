@@ -189,7 +189,10 @@ class FlowMatching(Component):
         return count * self.distance(expand_like(scale, error) * error)
 
     def weight(self, flow: Flow, t: Tensor) -> Tensor:
-        """`s(t)^2 w(t)`: what a squared error of `flow.predict` counts.  [B] -> [B]"""
+        """`s(t)^2 w(t)`: what a squared error of `flow.predict` counts.  [B] -> [B]
+
+        What `Uncertainty` learns comes on top.
+        """
         wide = t if t.device.type == "mps" else t.double()  # powers of 1/t overflow float32
         wide = wide.clamp(_INSIDE, 1 - _INSIDE)
         found = self._scale(flow, wide) ** 2 * self.weighting(flow.path, wide)

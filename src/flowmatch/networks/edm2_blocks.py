@@ -1,5 +1,7 @@
 """The blocks of the EDM2 U-Net: residual branches and attention that keep magnitudes.
 
+Outputs, whose magnitudes are near 1, are not clipped at 256, as the published code does for fp16.
+
 Source: Karras et al. 2024 (EDM2), config G, figure 2 and appendix B.
 """
 

@@ -8,6 +8,7 @@ from flowmatch.paths.affine import AffinePath as AffinePath
 from flowmatch.paths.affine import Coefficients as Coefficients
 from flowmatch.paths.affine import Predicted as Predicted
 from flowmatch.paths.affine import Prediction as Prediction
+from flowmatch.paths.held_ends import HeldEnds as HeldEnds
 from flowmatch.paths.linear import Linear as Linear
 from flowmatch.paths.polynomial import Polynomial as Polynomial
 from flowmatch.paths.preconditioned import Preconditioned as Preconditioned

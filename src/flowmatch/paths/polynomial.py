@@ -17,7 +17,7 @@ class Polynomial(AffinePath):
     For n > 1 nothing moves at t=0, so a velocity there says nothing about x1.
 
     Args:
-        n: the exponent, > 0; 1 is the linear path.
+        n: the exponent, >= 1, which is the linear path; below, t=0 would be left infinitely fast.
     Source: the polynomial scheduler of Lipman et al. 2024, "Flow Matching Guide and Code",
     table 2; Gat et al. 2024, "Discrete Flow Matching", section 3.
     """
@@ -26,8 +26,10 @@ class Polynomial(AffinePath):
     kind: Literal["polynomial"] = "polynomial"
 
     def __post_init__(self) -> None:
-        if self.n <= 0:
-            raise ValueError(f"a polynomial path needs n > 0, got {self.n}")
+        if self.n < 1:
+            raise ValueError(
+                f"a polynomial path needs n >= 1, got {self.n}: below, t=0 is infinitely fast"
+            )
 
     def alpha(self, t: Tensor) -> Tensor:
         return t**self.n

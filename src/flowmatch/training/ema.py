@@ -62,7 +62,7 @@ class Exponential(Profile):
     """The past counts less by a constant factor: `ema = decay ema + (1 - decay) w`.
 
     Args:
-        decay: weight of the past at each step, in [0, 1).
+        decay: weight of the past at each step, in [0, 1); None without `halflife_images` is 0.9999.
         halflife_images: instead of `decay`: the past counts half after so many images, whatever the
             batch.
         warmup: what limits the decay early on, at update n = 1, 2, ...:
@@ -74,14 +74,18 @@ class Exponential(Profile):
     """
 
     kind: Literal["exponential"] = "exponential"
-    decay: float = 0.9999
+    decay: float | None = None
     halflife_images: float | None = None
     warmup: Literal["auto", "none", "tensorflow-like", "crowsonkb", "edm"] = "auto"
     inv_gamma: float = 1.0
     power: float = 0.75
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
+        if self.decay is not None and self.halflife_images is not None:
+            raise ValueError("give decay or halflife_images, not both; null takes one back")
+        if self.decay is None and self.halflife_images is None:
+            object.__setattr__(self, "decay", 0.9999)
+        if self.decay is not None and not 0 <= self.decay < 1:
             raise ValueError(f"an EMA decay lies in [0, 1), got {self.decay}")
         if self.halflife_images is not None and self.halflife_images <= 0:
             raise ValueError(f"halflife_images must be positive, got {self.halflife_images}")
@@ -90,23 +94,23 @@ class Exponential(Profile):
 
     @property
     def name(self) -> str:
-        if self.halflife_images is not None:
-            return f"halflife{_plain(self.halflife_images)}"
-        return f"decay{_plain(self.decay)}"
+        if self.decay is not None:
+            return f"decay{_plain(self.decay)}"
+        return f"halflife{_plain(self._halflife)}"
 
     @property
     def title(self) -> str:
-        if self.halflife_images is not None:
-            return f"EMA half-life {self.halflife_images:,.12g} images"
-        return f"EMA decay {_plain(self.decay)}"
+        if self.decay is not None:
+            return f"EMA decay {_plain(self.decay)}"
+        return f"EMA half-life {self._halflife:,.12g} images"
 
     def decay_at(self, update: int, *, batch: int, images: int) -> float:
-        decay: float = self.decay
-        if self.halflife_images is not None:
-            decay = 0.5 ** (batch / self.halflife_images)
+        decay = self.decay
         warmup = self.warmup
         if warmup == "auto":
-            warmup = "crowsonkb" if self.halflife_images is None else "edm"
+            warmup = "crowsonkb" if decay is not None else "edm"
+        if decay is None:
+            decay = float(0.5 ** (batch / self._halflife))
         if warmup == "tensorflow-like":
             return min(decay, (1 + update) / (10 + update))
         if warmup == "crowsonkb":
@@ -114,6 +118,11 @@ class Exponential(Profile):
         if warmup == "edm":
             return min(decay, float(0.5 ** (batch / (_RAMP * images))))
         return decay
+
+    @property
+    def _halflife(self) -> float:
+        assert self.halflife_images is not None  # as there is no decay
+        return self.halflife_images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,6 +183,9 @@ def reconstruct(run_dir: Path, std: float, *, images: int | None = None) -> Reco
         raise ValueError(
             f"the snapshots in {folder} are of {first:,} to {last:,} images, got --images {at}"
         )
+    # what came later is no part of it, but for the next where it ends between two
+    until = min(s.images for s in found if s.images >= at)
+    found = [s for s in found if s.images <= until]
     basis = Basis([s.std for s in found], [s.images for s in found])
     mixture = basis.mix(std, at)
     if mixture.gain > MOST_GAIN and any(_is_rounded(s) for s in found):

@@ -106,11 +106,13 @@ class Snapshots:
                 tensors |= {name: _halved(tensors[name]) for name in learned}
             path = self.folder / f"snapshot-step{step:07d}-{profile.name}.safetensors"
             write_average(path, tensors, profile.name, profile.title, step=step, images=images)
+            path.with_name(f"superseded-{path.name}").unlink(missing_ok=True)
 
     def set_aside_after(self, step: int) -> None:
         """Take what is of later steps out of the way: training goes on from this one.
 
-        Averages that were put together from such snapshots go with them.
+        They are renamed, and deleted when their step has been done anew. Averages that were put
+        together from such snapshots go with them.
         """
         for path in self.folder.glob("*.safetensors"):
             named = _STEP.search(path.name)

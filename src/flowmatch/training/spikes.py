@@ -108,7 +108,8 @@ class SecondChance:
             f"The last good checkpoint is {good}; continue with --resume, which leaves what went"
             " wrong out, or lower train.lr or train.max_grad_norm besides"
             if good is not None
-            else "No checkpoint was written yet; lower train.lr, or look at the data"
+            else "No checkpoint was written yet: --resume starts anew and leaves what went"
+            " wrong out; or lower train.lr, or look at the data"
         )
         before = ""
         if self._spike is not None:
