@@ -23,6 +23,7 @@ FLOORS = [
     {
         "agreement",
         "config",
+        "config_mistakes",
         "facts",
         "evaluation",
         "runs",
@@ -50,6 +51,7 @@ WITHIN = {
     "tuned": {"config", "evaluation", "facts", "runs"},
     "generation": {"config", "runs", "tuned"},
     "losses": {"flow"},
+    "config": {"config_mistakes"},
     "evaluation": {"config"},
     "agreement": {"config"},
     "facts": {"config", "runs"},

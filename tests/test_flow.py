@@ -86,7 +86,9 @@ def test_an_imperfect_prediction_of_data_is_followed_by_adaptive_steps_both_ways
 
 def test_an_open_end_is_that_of_its_prediction():
     x = torch.ones(1, 1, dtype=torch.float64)
-    ends = {0.0: 0.01, 1.0: 0.99}
+    inside = Linear().time_of_ratio(torch.tensor([99.0, 1 / 99], dtype=torch.float64)).tolist()
+    assert inside == pytest.approx([0.01, 0.99], abs=1e-14)
+    ends = dict(zip((0.0, 1.0), inside, strict=True))
     for kind, open_ends in (("x0", {0.0}), ("x1", {1.0}), ("score", {0.0, 1.0})):
         seen = []
 
@@ -98,7 +100,7 @@ def test_an_open_end_is_that_of_its_prediction():
         flow = fm.Flow(Watching(GaussianFlow(), kind), predict=kind)
         for end in ends:
             assert math.isfinite(flow(x, end).item())
-        assert seen == pytest.approx([ends[e] if e in open_ends else e for e in ends], abs=1e-12)
+        assert seen == [ends[end] if end in open_ends else end for end in ends]
 
 
 class Doubled:

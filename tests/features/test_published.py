@@ -169,7 +169,9 @@ def test_without_a_network_dinov2_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "load", unreachable)
     with pytest.raises(ValueError, match="no route to host") as caught:
         load_dinov2()
-    assert says(caught, "cannot fetch DINOv2", DINOV2_URL, "--feature-weights FILE", "data")
+    assert says(
+        caught, "DINOv2", DINOV2_CODE, DINOV2_URL, "--feature-weights FILE", "--features data"
+    )
     torch.save({}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="no route to host") as caught:
         load_dinov2(tmp_path / "weights.pth")

@@ -95,7 +95,9 @@ def load_inception(weights: Path | None = None) -> PublishedNet:
     name, url = "inception-v3-compat", URL_INCEPTION_V3
     outputs = ["2048", "logits_unbiased"]
     if weights is None:
-        with _fetching("the Inception weights", _by_hand(url)):
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        by_hand = f"download {url} into {folder}, or {_FLAG}"
+        with _fetching("the Inception weights", by_hand):
             extractor = FeatureExtractorInceptionV3(name, outputs)
     else:
         read_weights(weights, url)  # torch-fidelity would execute what a file tells it to
@@ -122,12 +124,12 @@ def load_dinov2(weights: Path | None = None) -> PublishedNet:
     from flowmatch.features.dinov2 import NAME, DinoV2FromFile, architecture
 
     extractor: nn.Module
+    keeps = f"run once with a connection, so that torch.hub keeps {DINOV2_CODE}"
     if weights is None:
-        with _fetching("DINOv2", _by_hand(DINOV2_URL)):
+        with _fetching("DINOv2", f"{keeps} and {DINOV2_URL}, or {_FLAG} for that"):
             extractor = FeatureExtractorDinoV2(NAME, ["dinov2"])
     else:
         state = read_weights(weights, DINOV2_URL)
-        keeps = f"run once with a connection, so that torch.hub keeps {DINOV2_CODE}"
         with _fetching("the code of DINOv2", keeps):
             model = architecture()
         with _fitting(weights, DINOV2_URL):
@@ -136,10 +138,7 @@ def load_dinov2(weights: Path | None = None) -> PublishedNet:
     return PublishedNet("dinov2", NAME, extractor, dims=1024, num_classes=None)
 
 
-def _by_hand(url: str) -> str:
-    """What helps where there is no connection."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    return f"download {url} into {folder}, or pass `evaluate` --feature-weights FILE"
+_FLAG = "pass `evaluate` --feature-weights FILE"
 
 
 def read_weights(path: Path, url: str) -> dict[str, Tensor]:

@@ -31,11 +31,8 @@ class HeldEnds(AffinePath):
     _slopes: tuple[float, float, float, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        times = torch.tensor([0.0, self.start, self.stop, 1.0], dtype=torch.float64)
-        before, after = max(self.start, 1e-300), max(1 - self.stop, 1e-300)
-        a, s = self.path.alpha(times).tolist(), self.path.sigma(times).tolist()
-        slopes = [(v[1] - v[0]) / before for v in (a, s)] + [(v[3] - v[2]) / after for v in (a, s)]
-        object.__setattr__(self, "_slopes", tuple(slopes))
+        slopes = (*_slopes(self.path, 0.0, self.start), *_slopes(self.path, self.stop, 1.0))
+        object.__setattr__(self, "_slopes", slopes)
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.path.alpha(self.hold(t))
@@ -59,3 +56,12 @@ class HeldEnds(AffinePath):
         slope = inside(self.hold(t))
         slope = torch.where(t < self.start, first, slope)
         return torch.where(t > self.stop, last, slope)
+
+
+def _slopes(path: AffinePath, begin: float, end: float) -> tuple[float, float]:
+    """The mean slopes of alpha and sigma over a stretch; 0 over none, which no t is in."""
+    if begin == end:
+        return 0.0, 0.0
+    t = torch.tensor([begin, end], dtype=torch.float64)
+    alpha, sigma = path.alpha(t).diff().item(), path.sigma(t).diff().item()
+    return alpha / (end - begin), sigma / (end - begin)
