@@ -90,14 +90,7 @@ def start(processes: int, sharding: str, args: argparse.Namespace) -> dict[str, 
         ]
         words += [f"--sharding={sharding}", f"--worker={file}"]
         subprocess.run(
-            [
-                sys.executable,
-                *launcher,
-                __file__,
-                *words,
-                f"--worker={file}",
-                f"--sharding={sharding}",
-            ],
+            [sys.executable, *launcher, __file__, *words],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=True,
         )

@@ -48,10 +48,22 @@ def starting_facts(flow: Flow, dataset: Dataset, accelerator: Accelerator) -> di
         "processes": accelerator.num_processes,
         "precision": precision,
         "threads": torch.get_num_threads(),
+        **_numerics(accelerator.device),
         "torch": str(torch.__version__),
         "flowmatch": __version__,
         "forward_flops_per_image": forward_flops(flow, one.x1, one.cond),
         "matmul_flops_per_second": matmul_rate(accelerator.device, precision),
+    }
+
+
+def _numerics(device: torch.device) -> dict[str, Any]:
+    """How float32 products are computed, and how convolutions are chosen: "high" means TF32."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "float32_products": torch.get_float32_matmul_precision(),
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
     }
 
 
