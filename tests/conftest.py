@@ -59,6 +59,12 @@ sample: {solver: {kind: heun, steps: 2}}
 """
 
 
+@pytest.fixture(scope="session")
+def tiny_yaml() -> str:
+    """A config that trains in a second."""
+    return TINY
+
+
 @pytest.fixture
 def tiny(tmp_path) -> Path:
     """A config file of a run that takes a second."""

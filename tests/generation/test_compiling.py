@@ -74,7 +74,7 @@ def test_what_cannot_be_compiled(job, pull, one, monkeypatch):
     for solver, kind in ((fm.solvers.Dopri5(), "dopri5"), (fm.solvers.AB2(steps=3), "ab2")):
         with pytest.raises(ValueError, match=f"not {kind}; use --compile step"):
             generate(pull, job(compile="grid", solver=solver), one)
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler"):
         generate(pull, job(compile="step"), one)

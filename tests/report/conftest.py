@@ -11,8 +11,10 @@ from PIL import Image
 
 from flowmatch.config import load_config, to_yaml
 from flowmatch.runs import build_flow, write_config
-from flowmatch.training.checkpoint import Checkpoints, tensors_of
+from flowmatch.training.checkpoint import Checkpoints
+from flowmatch.training.contents import Contents
 from flowmatch.training.ema import Exponential
+from flowmatch.training.sharding import tensors_of
 
 PROTOCOL = "5,000 samples against digits train (1,437 images); EMA weights; seed 0"
 
@@ -34,14 +36,13 @@ def full(tiny, tmp_path) -> Path:
     config = load_config(tiny)
     write_config(folder, config)
     network = tensors_of(build_flow(config).network)
-    Checkpoints(folder).save(
-        6,
+    contents = Contents(
         network=network,
         averages={Exponential(): network},
         state={"step": 6, "images": 96, "optimizer": None, "scaler": None},
         config_yaml=to_yaml(config),
-        keep_last=1,
     )
+    Checkpoints(folder).save(6, contents, keep_last=1)
     (folder / "samples").mkdir()
     for step in range(1, 6):
         Image.new("RGB", (40, 30), (40 * step, 0, 0)).save(folder / f"samples/step{step:07d}.png")

@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from test_trainer import log_lines, train
 
 import flowmatch as fm
-from conftest import TINY
 from flowmatch.training.checkpoint import Checkpoints, export, problems, read_state
 from flowmatch.training.sharding import tensors_of
 from flowmatch.training.shards import Stored
 from flowmatch.training.tracking import read_metrics
 from test_processes import ENVIRONMENT, ROOT, TORCHRUN, run, wait_for_line
+
+pytestmark = pytest.mark.xdist_group("sharding")  # the runs are made once
 
 EVERYTHING = [
     *("train.batch=24", "train.accumulate=2", "train.max_grad_norm=0.5", "train.samples=4"),
@@ -37,10 +38,10 @@ SHARDED = "train.sharding=fsdp"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
+def runs(tmp_path_factory, tiny_yaml) -> Path:
     """The runs of one process, and those that two began or went on with in one start."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "tiny.yaml").write_text(tiny_yaml)
     options = dict.fromkeys(("whole", "from-whole", "to-whole"), EVERYTHING)
     options |= {name: [*EVERYTHING, SHARDED] for name in ("sharded", "resumed")}
     options |= {name: ["train.evaluate_every_steps=2", SHARDED] for name in ("eventful", "anew")}

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from flowmatch.config import Config, parse_data, read_yaml
 from flowmatch.data import Batch, DataConfig, Dataset, Split, decoded_data
@@ -158,8 +157,8 @@ class _Resized(Dataset):
     def raw(self, indices: Tensor, uniforms: Tensor | None) -> Batch:
         batch = self.dataset.raw(indices, uniforms)
         assert batch.x1.dtype == torch.uint8
-        bicubic = InterpolationMode.BICUBIC
-        return Batch(resize(batch.x1, list(self.size), bicubic, antialias=True), batch.cond)
+        resized = F.interpolate(batch.x1, self.size, mode="bicubic", antialias=True)
+        return Batch(resized, batch.cond)
 
     def identity(self) -> str:
         return f"{self.dataset.identity()}-{'x'.join(map(str, self.size))}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,12 +54,10 @@ class Dropout(nn.Module):
         """[B, *D] -> [B, *D]."""
         if self.rows is None or not self.training or self.p == 0:
             return F.dropout(x, self.p, training=self.training)
-        masked: Tensor = self._masked(x)
-        return masked
+        return self.masked(x)
 
-    # compiled, it would be compiled anew for the key of each step
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _masked(self, x: Tensor) -> Tensor:
+    def masked(self, x: Tensor) -> Tensor:
+        """Drop by the samples' own masks."""
         assert self.rows is not None
         kept = self.rows.draw(tuple(x.shape[1:]), device=x.device) >= self.p
         return x * kept.to(x.dtype) / (1 - self.p)

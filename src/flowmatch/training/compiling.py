@@ -9,6 +9,7 @@ from pydantic import BeforeValidator
 from torch import nn
 
 from flowmatch.compiler import prepare_compiler
+from flowmatch.networks import dropouts_of
 
 
 def _yaml_off(value: Any) -> Any:
@@ -45,6 +46,8 @@ def compile_in_place(network: nn.Module, how: Compile, device: torch.device) -> 
     if how == "off":
         return how
     prepare_compiler(f"train.compile={how}")
+    for dropout in dropouts_of(network):  # else compiled anew for the key of each step
+        dropout.masked = torch.compiler.disable(dropout.masked)  # type: ignore
     if how == "network":
         network.compile(dynamic=False)
         return how

@@ -13,21 +13,23 @@ Rajbhandari et al. 2020, "ZeRO", stage 3.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from flowmatch.flow import Flow
 from flowmatch.networks.magnitude import MPWeight
 from flowmatch.training.background import Writers
 from flowmatch.training.shards import EVERY_ROW
+
+if TYPE_CHECKING:  # else imported where it is used: it costs every command 0.6 seconds
+    from torch.distributed.tensor import DTensor
 
 Sharding = Literal["none", "fsdp"]
 
@@ -52,6 +54,8 @@ def prepare(objective: nn.Module, mesh: DeviceMesh | None, accelerator: Accelera
     if mesh is None:
         whole: nn.Module = accelerator.prepare(objective)
         return whole
+    from torch.distributed.fsdp import fully_shard
+
     accelerator.prepare_model(objective, evaluation_mode=True)  # its precision alone
     for unit in _units(objective):
         fully_shard(unit, mesh=mesh)
@@ -61,6 +65,8 @@ def prepare(objective: nn.Module, mesh: DeviceMesh | None, accelerator: Accelera
 
 def divide(module: nn.Module, mesh: DeviceMesh) -> None:
     """Keep of each parameter the rows that `prepare` leaves to this process, and no more."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
     for name, p in list(module.named_parameters()):
         own = distribute_tensor(p.detach(), mesh, [Shard(0)], src_data_rank=None)
         _put(module, name, nn.Parameter(_without_the_rest(own), requires_grad=p.requires_grad))
@@ -75,24 +81,25 @@ def writers_of(mesh: DeviceMesh | None) -> Writers | None:
     return Writers(group)
 
 
-def is_sharded(t: Tensor) -> bool:
+def is_sharded(t: Tensor) -> TypeGuard[DTensor]:
     """Whether this process has only some rows of a tensor."""
-    return isinstance(t, DTensor)
+    module = sys.modules.get("torch.distributed.tensor")  # what was never imported made none
+    return module is not None and isinstance(t, module.DTensor)
 
 
 def local(t: Tensor) -> Tensor:
     """The rows of a tensor that this process has: all, where it is not sharded."""
-    return t.to_local() if isinstance(t, DTensor) else t
+    return t.to_local() if is_sharded(t) else t
 
 
 def whole(t: Tensor) -> Tensor:
     """All of a tensor; all processes ask for it together."""
-    return t.full_tensor() if isinstance(t, DTensor) else t
+    return t.full_tensor() if is_sharded(t) else t
 
 
 def rows_of(t: Tensor) -> slice:
     """Which rows of a tensor this process has."""
-    if not isinstance(t, DTensor):
+    if not is_sharded(t):
         return EVERY_ROW
     mesh = t.device_mesh
     size = -(-t.shape[0] // mesh.size())  # as torch.chunk deals them
@@ -109,11 +116,7 @@ def own_of(t: Tensor, p: Tensor) -> Tensor:
 
 def like(p: Tensor, rows: Tensor) -> Tensor:
     """A tensor that is sharded as another, from the rows that this process has of it."""
-    if not isinstance(p, DTensor):
-        return rows
-    return DTensor.from_local(
-        rows.to(p.device), p.device_mesh, p.placements, shape=p.shape, stride=p.stride()
-    )
+    return _from_rows(rows.to(p.device), p) if is_sharded(p) else rows
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -177,10 +180,13 @@ def _check_shardable(network: nn.Module) -> None:
 
 def _without_the_rest(own: DTensor) -> DTensor:
     """The same rows in memory of their own: a view would keep the whole tensor."""
-    rows = own.to_local().clone(memory_format=torch.contiguous_format)
-    return DTensor.from_local(
-        rows, own.device_mesh, own.placements, shape=own.shape, stride=own.stride()
-    )
+    return _from_rows(own.to_local().clone(memory_format=torch.contiguous_format), own)
+
+
+def _from_rows(rows: Tensor, p: DTensor) -> DTensor:
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(rows, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
 
 
 def _put(module: nn.Module, name: str, p: nn.Parameter) -> None:
