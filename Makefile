@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := runs/digits
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-slow test-all lint install clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,8 +24,10 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
-test-all: install
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+test-slow: install
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
+
+test-all: test test-slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 torch.set_num_threads(1)  # tiny networks gain nothing from more, and threads that spin lose
 
@@ -110,14 +112,31 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted_cache(tmp_path_factory):
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder by its name, filled by whoever asks first, of all the processes that run tests."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        path, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                path.mkdir()
+                make(path)
+                done.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fitted_cache(made_once) -> Path:
     """A cache that holds the features fitted to the digits."""
     from flowmatch.data import Digits
     from flowmatch.features import fitted
 
-    folder = tmp_path_factory.mktemp("cache")
-    fitted(Digits().build("train"), Digits().build("test"), cache=folder)
-    return folder
+    digits = (Digits().build("train"), Digits().build("test"))
+    return made_once("fitted", lambda folder: fitted(*digits, cache=folder))
 
 
 @pytest.fixture(scope="session")

@@ -146,19 +146,11 @@ SCRIPTS = {
     "benchmarks/solvers.py": ["--samples", "20", "--nfe", "2", "4", "--picture", "/dev/null"],
     "benchmarks/draw_quality.py": ["docs/numbers/digits-solvers.json"],
     "benchmarks/scaling.py": [
-        "--processes",
-        "1",
-        "2",
-        "--batch",
-        "4",
-        "--steps",
-        "2",
-        "--rounds",
-        "1",
+        *("--processes", "1", "2", "--batch", "4", "--steps", "2", "--rounds", "1"),
     ],
     "benchmarks/speedrun.py": [
-        *("--minutes", "0.1", "--samples", "20", "-c", "configs/digits.yaml"),
-        *("--results", "/dev/null"),
+        *("--minutes", "0.2", "--samples", "20", "-c", "configs/digits.yaml"),
+        *("--results", "/dev/null", "network.channels=8", "train.batch=8"),
     ],
     "benchmarks/evaluation.py": ["--images", "100", "--samples", "20", "--nfe", "2"],
     "benchmarks/data.py": [
@@ -176,7 +168,13 @@ def test_every_script_is_run():
     assert names == set(SCRIPTS)
 
 
-@pytest.mark.parametrize(("script", "short"), SCRIPTS.items(), ids=SCRIPTS.keys())
+BY_SPEED = [
+    pytest.param(*item, marks=[pytest.mark.slow] * item[0].startswith("benchmarks/"), id=item[0])
+    for item in SCRIPTS.items()
+]
+
+
+@pytest.mark.parametrize(("script", "short"), BY_SPEED)
 def test_the_scripts_run(script, short, tmp_path, fitted_cache):
     draws = script.startswith(("examples/", "benchmarks/draw"))
     out = tmp_path / ("out.png" if draws else "out.jsonl")

@@ -21,8 +21,6 @@ from flowmatch.training.shards import Stored
 from flowmatch.training.tracking import read_metrics
 from test_processes import ENVIRONMENT, ROOT, TORCHRUN, run, wait_for_line
 
-pytestmark = pytest.mark.xdist_group("sharding")  # the runs are made once
-
 EVERYTHING = [
     *("train.batch=24", "train.accumulate=2", "train.max_grad_norm=0.5", "train.samples=4"),
     *("train.ema=[{decay: 0.9}, {kind: power, std: 0.2}]", "train.sample_every_steps=3"),
@@ -38,20 +36,22 @@ SHARDED = "train.sharding=fsdp"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_yaml) -> Path:
+def runs(made_once, tiny_yaml) -> Path:
     """The runs of one process, and those that two began or went on with in one start."""
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "tiny.yaml").write_text(tiny_yaml)
     options = dict.fromkeys(("whole", "from-whole", "to-whole"), EVERYTHING)
     options |= {name: [*EVERYTHING, SHARDED] for name in ("sharded", "resumed")}
     options |= {name: ["train.evaluate_every_steps=2", SHARDED] for name in ("eventful", "anew")}
     options |= {name: [*DIT, SHARDED] for name in ("muon-sharded", "muon-resumed")}
-    (folder / "options.json").write_text(json.dumps(options))
-    train(folder / "tiny.yaml", folder / "whole", *EVERYTHING)
-    train(folder / "tiny.yaml", folder / "muon-whole", *DIT)
-    done = run(*TORCHRUN, Path(__file__).with_name("sharded_runs.py"), folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def make(folder: Path) -> None:
+        (folder / "tiny.yaml").write_text(tiny_yaml)
+        (folder / "options.json").write_text(json.dumps(options))
+        train(folder / "tiny.yaml", folder / "whole", *EVERYTHING)
+        train(folder / "tiny.yaml", folder / "muon-whole", *DIT)
+        done = run(*TORCHRUN, Path(__file__).with_name("sharded_runs.py"), folder)
+        assert done.returncode == 0, done.stderr
+
+    return made_once("sharded-runs", make)
 
 
 def last(run_dir: Path, name: str = "*") -> dict[str, torch.Tensor]:
