@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--channels 32] [--size 28] [--batch 64] [--rounds 30]
     python benchmarks/train_step.py --channels 128 --multipliers 1 2 2 2 --blocks 2 --attention 16 \
-        --image-channels 3 --size 32 --batch 128          # the 36M U-Net of CIFAR-10
+        --no-scale-shift --image-channels 3 --size 32 --batch 128     # the 36M U-Net of CIFAR-10
 
 They take turns: our trainer's step; the loop as it is usually written (NCHW, fp32, AdamW with its
 defaults, loss.item() and an EMA over the parameters one by one, each step); torchcfm's and
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--multipliers", type=int, nargs="+", default=[1, 2, 2])
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--attention", type=int, nargs="*", default=[7])
+    parser.add_argument("--scale-shift", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--image-channels", type=int, default=1)
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--batch", type=int, default=64)
@@ -159,7 +160,7 @@ def network_of(args: argparse.Namespace) -> nn.Module:
         multipliers=tuple(args.multipliers),
         blocks=args.blocks,
         attention_resolutions=tuple(args.attention),
-        scale_shift=True,
+        scale_shift=args.scale_shift,
     ).build((args.image_channels, args.size, args.size))
 
 

@@ -50,6 +50,7 @@ def test_without_a_compiler_it_is_said(monkeypatch):
         compile_in_place(DIT.build((1, 8, 8)), "network", CPU)
 
 
+@pytest.mark.slow
 def test_a_run_whose_blocks_are_compiled(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWMATCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)

@@ -42,6 +42,7 @@ def test_a_run_that_is_profiled(tiny, tmp_path, capsys):
     assert "ui.perfetto.dev" in said
 
 
+@pytest.mark.slow
 def test_processes_say_what_they_exchange(tiny, tmp_path):
     words = ("train.py", "-c", tiny, *OPTIONS, "train.profile=true", "-e", tmp_path / "run")
     done = run(*TORCHRUN, *words)

@@ -21,6 +21,8 @@ from flowmatch.training.shards import Stored
 from flowmatch.training.tracking import read_metrics
 from test_processes import ENVIRONMENT, ROOT, TORCHRUN, run, wait_for_line
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = [
     *("train.batch=24", "train.accumulate=2", "train.max_grad_norm=0.5", "train.samples=4"),
     *("train.ema=[{decay: 0.9}, {kind: power, std: 0.2}]", "train.sample_every_steps=3"),
@@ -226,7 +228,6 @@ def test_one_process_is_not_sharded(tiny, tmp_path):
     assert (tmp_path / "run/ckpt/step0000006/model.safetensors").is_file()
 
 
-@pytest.mark.slow
 def test_three_processes_go_on_with_what_two_began(runs, tmp_path):
     shutil.copytree(runs / "sharded", tmp_path / "three")
     shutil.rmtree(tmp_path / "three/ckpt/step0000006")
@@ -236,7 +237,6 @@ def test_three_processes_go_on_with_what_two_began(runs, tmp_path):
     assert_close(tmp_path / "three", runs / "whole")
 
 
-@pytest.mark.slow
 def test_edm2_is_refused(tiny, tmp_path):
     network = "network={kind: edm2, channels: 8, multipliers: [1, 2], blocks: 1, head_channels: 8}"
     words = ("-c", tiny, "-e", tmp_path / "run", SHARDED, network)
@@ -245,7 +245,6 @@ def test_edm2_is_refused(tiny, tmp_path):
     assert done.stderr.count("train.sharding=fsdp cannot shard this network: edm2") == 1
 
 
-@pytest.mark.slow
 def test_a_lost_process_ends_the_run_which_goes_on_from_its_last_checkpoint(tiny, tmp_path):
     long = ("train.steps=4000", "train.log_every_steps=1", "train.save_every_steps=2", SHARDED)
     process = subprocess.Popen(
