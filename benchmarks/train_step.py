@@ -180,7 +180,7 @@ def measure(loops: dict[str, Loop], args: argparse.Namespace) -> None:
     if outside is not None:
         print(f"share of our step outside the network: {outside:.2%} (median)")
     rates = {name: args.batch / statistics.median(times) for name, times in seconds.items()}
-    print("images/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
+    print("images/s: " + ", ".join(f"{name} {rate:.4g}" for name, rate in rates.items()))
     memory = {name: peak_memory(name) for name in loops if args.memory}
     print("peak MiB: " + ", ".join(f"{name} {mib:,.0f}" for name, mib in memory.items()))
     record(
