@@ -7,9 +7,10 @@ Each count of processes trains the same network on the same global batches for s
 thread each, by torchrun on this machine; several processes both with all states in each (DDP) and
 with `train.sharding=fsdp`. The efficiency is against one process, up to the number of cores.
 
-Bytes are those that the loopback device carried in a step, less what idle processes send, beside
-those that rings of P processes carry (Linux): with DDP 2 (P - 1) times the gradients, which are
-added and spread; sharded 3 (P - 1) times, as weights are gathered twice and gradients added once.
+Bytes are those that the loopback device carried in a step (Linux), beside those that rings of P
+processes carry: with DDP 2 (P - 1) times the gradients, which are added and spread. Sharded at most
+4 (P - 1) times: weights are gathered twice, but for those that backward needs first, and gloo adds
+up and scatters gradients as it adds up and spreads them; NCCL would need half of that.
 Memory is that of the tensors that the first process keeps from step to step, beside its share.
 """
 
@@ -157,7 +158,7 @@ def kept(trainer: Trainer) -> dict[str, int]:
 def row_of(processes: int, sharding: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The medians of the starts with so many processes."""
     gradients = runs[0]["gradient_bytes"]
-    rounds, parts = (3, processes) if sharding == "fsdp" else (2, 1)
+    rounds, parts = (4, processes) if sharding == "fsdp" else (2, 1)
     return {
         "processes": processes,
         "sharding": sharding,

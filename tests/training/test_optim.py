@@ -50,6 +50,7 @@ def layers():
             "pointwise": nn.Conv2d(16, 16, 1),
             "norm": nn.GroupNorm(4, 16),
             "linear": nn.Linear(16, 24),
+            "square": nn.Linear(16, 16),  # as a matrix of the shape of the pointwise kernel
             "table": nn.Embedding(5, 16),
             "out": nn.Conv2d(16, 3, 3),
         }
@@ -164,9 +165,10 @@ def test_the_update_is_about_as_large_as_adamws_whatever_the_shape():
         assert 0.15 < rms < 0.22
 
 
-@pytest.mark.parametrize("nesterov", [True, False])
-def test_matrices_are_trained_as_by_torchs_muon_bit_for_bit(nesterov):
-    """Kernels as their flattened matrices."""
+@pytest.mark.parametrize(("nesterov", "at_once"), [(True, 2**24), (False, 2**24), (True, 1)])
+def test_matrices_are_trained_as_by_torchs_muon_bit_for_bit(nesterov, at_once, monkeypatch):
+    """Kernels as their flattened matrices, those of one shape together or not."""
+    monkeypatch.setattr("flowmatch.training.muon._AT_ONCE", at_once)
     net = layers()
     config = Muon(nesterov=nesterov, momentum=0.9, weight_decay=0.1)
     kernels = config.split(net)[0]
@@ -186,7 +188,7 @@ def test_matrices_are_trained_as_by_torchs_muon_bit_for_bit(nesterov):
             twin.grad = p.grad.flatten(1)
         optimizer.step()
         theirs.step()
-    assert len(twins) == 3
+    assert len(twins) == 4
     for p, twin in zip(kernels, twins, strict=True):
         assert torch.equal(p.flatten(1), twin)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,13 @@ from flowmatch.component import Component
 from flowmatch.networks.magnitude import MPConv, MPLinear
 from flowmatch.training.adamw import check_adamw, have_fused_kernel
 from flowmatch.training.optimizer_state import guard_loading
-from flowmatch.training.sharding import is_sharded, local, own_of, whole
+from flowmatch.training.sharding import like, local, own_of, whole
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+"""Of the quintic that pulls singular values towards 1.  Source: Jordan et al. 2024."""
+_ITERATIONS = 5
+_AT_ONCE = 2**24
+"""Values of the matrices that are orthogonalised at once."""
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, MPLinear, MPConv)
 
@@ -26,8 +33,7 @@ class Muon(Component):
         W <- W - lr (0.2 sqrt(max(m, n)) U V^T + weight_decay W)
 
     for a weight W [m, n] with gradient G, where U S V^T is the singular value decomposition of B,
-    or with `nesterov` of momentum B + (1 - momentum) G. Five Newton-Schulz iterations in bf16 stand
-    in for it: they bring all singular values but the smallest to between about 0.7 and 1.2. The
+    or with `nesterov` of momentum B + (1 - momentum) G, for which `orthogonalised` stands in. The
     factor before U V^T gives an update a root mean square of 0.2, as AdamW's often have, so one
     learning rate and one weight decay serve both.
 
@@ -95,14 +101,15 @@ class Muon(Component):
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` and `torch.optim.AdamW`, each over its group, as one optimizer.
+    """Muon and `torch.optim.AdamW`, each over its group, as one optimizer.
 
     Groups and state are those of the network's own parameters, so whatever clips, scales, saves or
-    loads sees an ordinary optimizer. What Muon gets are the kernels as matrices, views taken anew
-    at each step.
+    loads sees an ordinary optimizer. The kernels' updates are those of `torch.optim.Muon`, which
+    takes matrices one by one, in launches whose number a GPU waits for; here matrices of one shape
+    are orthogonalised together.
 
-    Orthogonalising takes a whole matrix. One that is sharded is gathered for it, by itself, and
-    every process computes the same update and takes its rows.
+    Orthogonalising takes whole matrices. Those that are sharded are gathered for it, and every
+    process computes the same updates and takes its rows.
 
     Args:
         kernels: weights [O, I, ...] for Muon; the first group.
@@ -119,24 +126,17 @@ class MuonAndAdamW(torch.optim.Optimizer):
         config: Muon,
         lr: float,
     ) -> None:
-        nothing: list[dict[str, Any]] = [{"params": []}]
-        muon = torch.optim.Muon(
-            nothing,
-            lr=lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
         adamw = torch.optim.AdamW(
-            nothing,
+            [{"params": []}],
             lr=lr,
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
             fused=have_fused_kernel(others),
         )
-        groups = [{**muon.defaults, "params": kernels}, {**adamw.defaults, "params": others}]
+        muon = {"lr": lr, "momentum": config.momentum, "nesterov": config.nesterov}
+        muon["weight_decay"] = config.weight_decay
+        groups = [{**muon, "params": kernels}, {**adamw.defaults, "params": others}]
         super().__init__(groups, defaults={})
         guard_loading(self)
 
@@ -145,40 +145,58 @@ class MuonAndAdamW(torch.optim.Optimizer):
         """Update what has a gradient; returns the value of `closure`, which is called first."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         kernels, others = self.param_groups
-        moments = {}
-        for p in kernels["params"]:
-            if p.grad is not None:
-                if not self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                momentum = self.state[p]["momentum_buffer"]
-                if is_sharded(p):
-                    _update_rows(p, momentum, kernels)
-                    continue
-                matrix = as_matrix(p.detach(), like=p)
-                matrix.grad = as_matrix(p.grad, like=p)
-                moments[matrix] = {"momentum_buffer": as_matrix(momentum, like=p)}
-        muon = torch.optim.Muon([{**kernels, "params": [*moments]}])
-        muon.state.update(moments)
-        muon.step()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        self._step_kernels(kernels)
         adamw = torch.optim.AdamW([others])
         adamw.state = self.state
         adamw.step()
         return loss
 
+    def _step_kernels(self, group: dict[str, Any]) -> None:
+        trained = [p for p in group["params"] if p.grad is not None]
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        if not trained:
+            return
+        for p in trained:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        grads = [local(p.grad) for p in trained]
+        momenta = [local(self.state[p]["momentum_buffer"]) for p in trained]
+        torch._foreach_lerp_(momenta, grads, 1 - momentum)
+        ahead = torch._foreach_lerp(grads, momenta, momentum) if group["nesterov"] else momenta
+        for some in _of_one_shape(list(zip(trained, ahead, strict=True))):
+            matrices = [as_matrix(whole(like(p, rows)), like=p).bfloat16() for p, rows in some]
+            m, n = matrices[0].shape
+            for (p, _), update in zip(some, orthogonalised(torch.stack(matrices)), strict=True):
+                rows = as_matrix(local(p.detach()), like=p)
+                rows.mul_(1 - lr * decay)
+                rows.add_(own_of(update, p), alpha=-lr * 0.2 * math.sqrt(max(m, n)))
 
-def _update_rows(p: Tensor, momentum: Tensor, settings: dict[str, Any]) -> None:
-    """Move the rows of a sharded kernel; every process has a part in it."""
-    assert p.grad is not None
-    decay = settings["momentum"]
-    momentum.lerp_(p.grad, 1 - decay)
-    direction = p.grad.lerp(momentum, decay) if settings["nesterov"] else momentum
-    matrix = torch.zeros_like(as_matrix(gathered := whole(direction), like=gathered))
-    matrix.grad = as_matrix(gathered, like=gathered)
-    still = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    torch.optim.Muon([{**settings, **still, "params": [matrix]}]).step()  # type: ignore[no-untyped-call]
-    rows = local(p)
-    rows.mul_(1 - settings["lr"] * settings["weight_decay"])
-    rows.add_(own_of(matrix, p).view_as(rows))
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """U V^T of each matrix U S V^T [N, m, n], roughly: all singular values but the smallest come to
+    between about 0.7 and 1.2.
+
+        X <- a X + (b X X^T + c (X X^T)^2) X,   five times, from X / |X|_F
+
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return x.mT if tall else x
+
+
+def _of_one_shape(kernels: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Kernels whose matrices have one shape, with what goes with each, a few at a time."""
+    shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+    for p, rows in kernels:
+        shapes.setdefault((p.shape[0], math.prod(p.shape[1:])), []).append((p, rows))
+    for (m, n), alike in shapes.items():
+        count = max(_AT_ONCE // (m * n), 1)
+        yield from (alike[i : i + count] for i in range(0, len(alike), count))
 
 
 def as_matrix(kernel: Tensor, *, like: Tensor) -> Tensor:
