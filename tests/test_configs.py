@@ -36,6 +36,11 @@ def test_the_resolved_config_reads_back_to_itself(path):
     assert parse_config(yaml.safe_load(to_yaml(config))) == config
 
 
+def test_the_demo_does_not_wait_for_a_compiler():
+    digits = load_config(next(path for path in CONFIGS if path.stem == "digits"))
+    assert digits.train.compile == "off"
+
+
 @every
 def test_the_first_step_on_data_of_the_right_layout(path, tmp_path, monkeypatch):
     monkeypatch.delenv("FLOWMATCH_DATA", raising=False)
