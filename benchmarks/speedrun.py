@@ -41,8 +41,8 @@ from flowmatch.training.tracking import read_metrics
 ROOT = Path(__file__).parents[1]
 WARM, MEASURED = 5, 20
 """Steps that compile and choose, and steps whose rate is measured."""
-SPARE = 0.97
-"""Share of the time that is planned; checkpoints and grids take the rest."""
+SPARE = 0.92
+"""Share of the time that is planned; starts, checkpoints and grids take the rest."""
 
 
 @dataclass(frozen=True)
