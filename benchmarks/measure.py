@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -70,6 +72,30 @@ def record(result: dict[str, object], out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:
             file.write(line + "\n")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script; a user's mistake ends it in one sentence."""
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+def positive(text: str) -> float:
+    """A number above 0, as an option."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def at_least_one(text: str) -> int:
+    """A whole number above 0, as an option."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
 
 
 def _cpu() -> str:

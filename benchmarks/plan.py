@@ -19,6 +19,7 @@ from typing import Any
 
 from arithmetic import DEVICES, RESERVED, Plan, limit_of
 from footprint import measure
+from measure import at_least_one, positive, run
 
 from flowmatch.config import load_config
 from flowmatch.markdown import table
@@ -149,11 +150,13 @@ def with_tables(page: str, tables: dict[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-c", "--config", type=Path, default=RECIPE)
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
+    parser.add_argument("--gpus", type=at_least_one, nargs="+", default=[8, 64, 512])
     parser.add_argument("--device", choices=DEVICES, default="h100")
-    parser.add_argument("--bandwidth", type=float, help="GB/s of a GPU between nodes")
-    parser.add_argument("--local", type=int, help="GPUs of a node")
-    parser.add_argument("--shape", type=int, nargs="+", help="of a sample; else the data say it")
+    parser.add_argument("--bandwidth", type=positive, help="GB/s of a GPU between nodes")
+    parser.add_argument("--local", type=at_least_one, help="GPUs of a node")
+    parser.add_argument(
+        "--shape", type=at_least_one, nargs="+", help="of a sample; else the data say it"
+    )
     parser.add_argument("--table", action="store_true", help="write the tables of the page")
     parser.add_argument("--out", type=Path, help="append the figures as a JSON line")
     parser.add_argument("overrides", nargs="*", metavar="KEY.PATH=VALUE")
@@ -193,4 +196,4 @@ def figures(plan: Plan) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -4,7 +4,8 @@
     python benchmarks/speedrun.py --out DIR --resume [--piece MINUTES]
 
 A few steps tell how many images the minutes hold; the recipe is trained on so many, to the end of
-its schedule. With `--piece` a call stops in time, after which `--resume` goes on. At the end come
+its schedule. DIR is the folder of the data set. With `--piece` a call stops in time, after which
+`--resume` goes on. At the end come
 samples, a grid of them, and their distance to the data in features fitted to these; that time does
 not count. Without a GPU the recipe is configs/mnist.yaml, else configs/cifar10-30min.yaml.
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from measure import record
+from measure import at_least_one, positive, record, run
 
 from flowmatch.config import Config, load_config
 from flowmatch.evaluation.preparation import Request, prepare
@@ -55,27 +56,24 @@ class Plan:
     images: int
     compile_seconds: float
     spent_seconds: float
+    judged: bool = False
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-c", "--config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--piece", type=float, help="minutes after which this call stops")
+    parser.add_argument("--minutes", type=positive, help="of training  [default: 30]")
+    parser.add_argument("--piece", type=positive, help="minutes after which this call stops")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--samples", type=at_least_one, default=5000)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/speedrun.jsonl")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     began = time.perf_counter()
     file = args.out / "plan.json"
-    if args.resume:
-        plan = Plan(**json.loads(file.read_text()))
-    else:
-        args.out.mkdir(parents=True)
-        plan = planned(args)
+    plan = taken_up(file, args) if args.resume else planned(args)
     config = config_of(plan)
     if args.piece is not None:
         stop_after(60 * args.piece - (time.perf_counter() - began))
@@ -85,9 +83,11 @@ def main() -> None:
         config, run_dir, resume="latest" if run_dir.exists() else None, accelerator=accelerator
     )
     file.write_text(json.dumps(asdict(plan)))  # a kill loses the time of this call, not the run
+    before = trainer.step
     result = trainer.run()
-    plan = replace(plan, spent_seconds=plan.spent_seconds + time.perf_counter() - began)
-    file.write_text(json.dumps(asdict(plan)))
+    if result.step > before:
+        plan = replace(plan, spent_seconds=plan.spent_seconds + time.perf_counter() - began)
+        file.write_text(json.dumps(asdict(plan)))
     if result.stopped:
         print(
             f"stopped at step {result.step:,} of {config.train.total_steps:,}; go on with --resume"
@@ -95,15 +95,39 @@ def main() -> None:
         return
     del trainer
     judge(plan, config, run_dir, accelerator, args)
+    file.write_text(json.dumps(asdict(replace(plan, judged=True))))
+
+
+def taken_up(file: Path, args: argparse.Namespace) -> Plan:
+    """The plan of a run that has begun.
+
+    Raises:
+        ValueError: there is none, it is done, or something else is asked for.
+    """
+    if not file.is_file():
+        raise ValueError(f"{args.out} holds no run to go on with; leave out --resume")
+    if args.minutes is not None or args.config is not None or args.overrides:
+        raise ValueError("--resume keeps to its plan; leave out --minutes, --config and overrides")
+    plan = Plan(**json.loads(file.read_text()))
+    if plan.judged:
+        raise ValueError(f"the run in {args.out} is finished, and its line is recorded")
+    return plan
 
 
 def planned(args: argparse.Namespace) -> Plan:
-    """How many images the minutes hold, by a few steps."""
+    """How many images the minutes hold, by a few steps.
+
+    Raises:
+        ValueError: not one step, or the folder holds something.
+    """
+    if args.out.exists() and any(args.out.iterdir()):
+        raise ValueError(f"{args.out} exists; go on with --resume, or choose another --out")
     recipe = "cifar10-30min" if torch.cuda.is_available() else "mnist"
     path = args.config or ROOT / f"configs/{recipe}.yaml"
     has_root = hasattr(load_config(path, args.overrides).data, "root")
     asked = [*([f"data.root={args.data}"] if has_root else []), *args.overrides]
-    plan = Plan(args.minutes, str(path), asked, 0, 0.0, 0.0)
+    minutes = args.minutes or 30.0
+    plan = Plan(minutes, str(path), asked, 0, 0.0, 0.0)
     config = config_of(plan)
     accelerator = start_processes(config.train.precision)
     began = time.perf_counter()
@@ -118,12 +142,10 @@ def planned(args: argparse.Namespace) -> Plan:
     step = statistics.median(seconds[WARM:])
     shutil.rmtree(args.out / "trial")
     spent = time.perf_counter() - began
-    images = int(SPARE * (60 * args.minutes - spent) / step) * config.train.batch
+    images = int(SPARE * (60 * minutes - spent) / step) * config.train.batch
     if images <= 0:
-        raise SystemExit(f"{args.minutes:g} minutes do not hold a step; give more with --minutes")
-    print(
-        f"{config.train.batch / step:,.0f} images/s: {images:,} images in {args.minutes:g} minutes"
-    )
+        raise ValueError(f"{minutes:g} minutes do not hold a step; give more with --minutes")
+    print(f"{config.train.batch / step:,.0f} images/s: {images:,} images in {minutes:g} minutes")
     return replace(plan, images=images, compile_seconds=sum(seconds[:WARM]) - WARM * step)
 
 
@@ -193,4 +215,4 @@ def judge(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

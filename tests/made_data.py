@@ -138,10 +138,7 @@ def make_shards(root: Path) -> data.Shards:
     for split in ("train", "test"):
         images = Files(*folder.source(split))
         pack(images, root / "shards" / split, shard_size=3, workers=2)
-    return data.Shards(root=str(root / "shards"), image_size=32, stream=STREAM)
-
-
-STREAM = data.Streaming(lanes=2, buffer=3)
+    return data.Shards(root=str(root / "shards"), image_size=32)
 
 
 def make_autoencoder(folder: Path, *, channels: int = 3, key: int = 0) -> Path:

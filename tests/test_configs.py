@@ -52,6 +52,7 @@ def test_the_first_step_on_data_of_the_right_layout(path, tmp_path, monkeypatch)
     small += [f"data.{key}={getattr(made, key)}" for key in ("root", "path") if hasattr(made, key)]
     if config.data.kind in ("folder", "hub", "shards"):  # the made images are small
         small += ["data.image_size=32", "network.attention_resolutions=[8]"]
+    small += ["data.stream.lanes=2"] * (config.data.kind == "shards")
     if config.data.kind == "latent":
         small += [f"data.{key}={getattr(made, key)}" for key in ("autoencoder", "cache")]
         small += [f"data.images.root={made.images.root}", "data.images.image_size=32"]

@@ -36,6 +36,7 @@ from flowmatch.training.checkpoint import (
 )
 from flowmatch.training.contents import MODEL, OWN_AVERAGE
 from flowmatch.training.distributed import start_processes
+from flowmatch.training.settings import PROFILED_STEPS
 from flowmatch.training.shards import is_stored, whole_file
 from flowmatch.training.trainer import Trainer
 from flowmatch.training.weights import fit_weights, read_header, read_weights
@@ -112,6 +113,7 @@ def build_trainer(
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
+        _check_profile(config, trainer.step)
     # again: latents and features may have filled the disk
     check_space(run_dir, flow, config.train, step=trainer.step)
     if on_main:
@@ -250,6 +252,16 @@ def write_config(run_dir: Path, config: Config) -> None:
     partial = run_dir / _CONFIG_PARTIAL
     partial.write_text(to_yaml(config))
     os.replace(partial, run_dir / "config.yaml")
+
+
+def _check_profile(config: Config, step: int) -> None:
+    """Refuse to profile what is left of a run where that is too short."""
+    left = config.train.total_steps - step
+    if config.train.profile and 0 < left < PROFILED_STEPS:
+        raise ValueError(
+            f"train.profile takes {PROFILED_STEPS} steps, but {left} are left of the run; leave it"
+            " out, or make the run longer"
+        )
 
 
 def _check_before_data(config: Config, run_dir: Path, resume: str | None) -> Path | None:

@@ -71,6 +71,16 @@ def test_neither_workers_nor_a_second_go_change_a_byte(folder, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+def test_a_damaged_shard_is_made_anew(folder, tmp_path):
+    for name in ("whole", "cut"):
+        pack(files(folder), tmp_path / name, shard_size=3, workers=1)
+    shard, other = tmp_path / "cut/shard-000001.tar", tmp_path / "cut/shard-000002.tar"
+    for spoiled in (shard.read_bytes()[:700], b"x" * 2048, other.read_bytes()):
+        shard.write_bytes(spoiled)
+        pack(files(folder), tmp_path / "cut", shard_size=3, workers=1)
+        assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 class Killed(BaseException):
     """Stands for kill -9: nothing in the program catches it or cleans up after it."""
 

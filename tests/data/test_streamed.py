@@ -123,8 +123,7 @@ def labels_of(batches) -> torch.Tensor:
 def test_a_stream_has_the_pixels_and_labels_of_memory(config):
     streamed = config.build()
     assert isinstance(streamed, StreamedImages)
-    held = replace(config, memory_gib=2.0)
-    held = (replace(held, stream=None) if isinstance(config, Hub) else held).build()
+    held = replace(config, memory_gib=2.0, stream=None).build()
     assert isinstance(held, MemoryImages)
     indices, uniforms = torch.randperm(COUNT), torch.rand(COUNT, 4)
     ours, theirs = streamed.batch(indices, uniforms), held.batch(indices, uniforms)

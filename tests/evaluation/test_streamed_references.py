@@ -23,9 +23,7 @@ def config(request, tmp_path, monkeypatch):
 def test_statistics_of_a_stream_are_those_of_memory(config, accelerator, projection):
     streamed, net = config.build(), projection((3, 32, 32))
     assert not streamed.in_memory
-    held = (
-        replace(config, stream=None) if config.kind == "hub" else replace(config, memory_gib=1.0)
-    ).build()
+    held = replace(config, stream=None, memory_gib=1.0).build()
     assert held.in_memory
     ours, theirs = (
         compute_statistics(d, net, accelerator, name="made", batch=4) for d in (streamed, held)

@@ -77,6 +77,12 @@ def test_a_run_that_is_too_short_is_refused():
         TrainConfig(steps=10, profile=True)
 
 
+def test_what_is_left_of_a_run_is_too_short(tiny, tmp_path):
+    train(tiny, tmp_path / "run", "train.steps=6")
+    with pytest.raises(ValueError, match=r"train\.profile takes 33 steps, but 30 are left"):
+        train(tiny, tmp_path / "run", "train.steps=36", "train.profile=true", resume="latest")
+
+
 def test_the_lines_of_a_gpu():
     record = {
         "step_seconds": 0.1,

@@ -118,7 +118,11 @@ def _sentence(error: Exception) -> tuple[str, int]:
     if isinstance(error, TrainingFailed | Stalled | OSError):
         return str(error), 1
     if _another_process_ended(error):
-        return "another process ended; its message says why, and a run goes on with --resume", 1
+        return (
+            "another process ended; its message, unless it was killed, says why, and a run goes on"
+            " with --resume",
+            1,
+        )
     if _is_torch_out_of_memory(error):
         return "out of memory; set train.micro_batch=auto, or lower --bspp", 1
     raise error

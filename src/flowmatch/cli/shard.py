@@ -49,6 +49,8 @@ def shard(
         raise ValueError(
             f"--shard-size and --workers are at least 1, got {shard_size} and {workers}"
         )
+    if spec.is_dir() and out.resolve().is_relative_to(spec.resolve()):
+        raise ValueError(f"{out} lies inside {spec}; choose a folder for the shards outside")
     splits = _of_folder(spec, labels) if spec.is_dir() else _of_config(spec)
     for split, images in splits.items():
         folder = out if len(splits) == 1 else out / split

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -117,6 +118,8 @@ def _from_workers(
 ) -> Iterator[Batch]:
     """The raw batches of requests, on the device; each worker is `ahead` by so many."""
     pinned = device.type == "cuda"
+    # more workers than cores are no mistake: they wait for disks
+    warnings.filterwarnings("ignore", "This DataLoader will create")
     loader: DataLoader[Batch | _Failure] = DataLoader(
         _Requested(dataset),
         sampler=requests,  # with batch_size=None, an index is a whole request

@@ -117,7 +117,7 @@ def pack(
 
     The images come in a shuffled order, which is always the same: neighbours in a shard have
     nothing in common, so that a stream of neighbours is a fair draw. A shard appears whole or not
-    at all; called again after a kill, it goes on with the shards that are missing.
+    at all; called again after a kill, it goes on with the shards that are missing or damaged.
 
     Args:
         images: what is written.
@@ -134,14 +134,12 @@ def pack(
     shards = {f"shard-{k:06d}.tar": own for k, own in enumerate(torch.split(order, shard_size))}
 
     def written(name: str) -> np.ndarray:
-        path = folder / name
-        if not path.is_file():
-            own = shards[name].tolist()
+        path, own = folder / name, shards[name].tolist()
+        found = _rows(path)
+        if found is None or len(found) != len(own):
             write_tar(path, ((f"{index:08d}", images.members(index)) for index in own))
-        with path.open("rb") as file:
-            found = read_headers(file, str(path))
-        if len(found) != len(shards[name]):
-            raise ValueError(f"the shard {path} is not one of this job; remove it to make it anew")
+            found = _rows(path)
+        assert found is not None  # as it has just been written
         return found
 
     found = {}
@@ -151,6 +149,17 @@ def pack(
             progress(len(rows))
     write_index(folder, found, images.classes)
     return len(shards)
+
+
+def _rows(path: Path) -> np.ndarray | None:
+    """Where the images of a shard lie; None for one that is missing or damaged."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        try:
+            return read_headers(file, str(path))
+        except ValueError:
+            return None
 
 
 def _claim(folder: Path, job: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ class Shards(ImageData):
 
     The shards to train on are in `root/train` if that exists, else in `root`; those to test on in
     `root/test` or `root/val`. Those without an index beside them are looked through once.
-    A set that does not fit in `memory_gib` is streamed. For the other fields see `ImageData`.
+    For the other fields see `ImageData`.
 
     Args:
         root: the folder, or its URL (s3://..., hf://datasets/...).
@@ -34,7 +34,8 @@ class Shards(ImageData):
             "adm" and "adm_random": the centre and the random crops of `ImageNet`.
         labels: take the classes along, if there are any.
         num_classes: how many classes there are; None asks the index, or the labels.
-        stream: how a set that does not fit in memory is shuffled.
+        stream: read the shards as the training goes on, and shuffle them so; None does so with a
+            set that does not fit in `memory_gib`, and holds another in memory, in another order.
     """
 
     root: str
@@ -42,7 +43,7 @@ class Shards(ImageData):
     crop: Literal["center", "adm", "adm_random"] = "center"
     labels: bool = True
     num_classes: int | None = None
-    stream: Streaming = field(default_factory=Streaming)
+    stream: Streaming | None = None
     kind: Literal["shards"] = "shards"
 
     def __post_init__(self) -> None:
@@ -61,7 +62,8 @@ class Shards(ImageData):
         source = TarSource(fs, index, labelled=num_classes is not None)
         transform = _CROPS[self.crop](size=self.image_size, upsample=self.upsample)
         size = len(source) * self.channels * self.image_size**2
-        if not transform.random and size <= self.memory_gib * 2**30:
+        fits = not transform.random and size <= self.memory_gib * 2**30
+        if self.stream is None and fits:
             return decode_all(
                 source,
                 transform,
@@ -74,7 +76,7 @@ class Shards(ImageData):
             transform,
             channels=self.channels,
             num_classes=num_classes,
-            streaming=self.stream,
+            streaming=self.stream or Streaming(),
             random_access=is_local(fs),
             flip=self.flip,
         )
