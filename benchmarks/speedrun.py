@@ -197,7 +197,7 @@ def judge(
     peak = peak_rate(accelerator.device, precision) * accelerator.num_processes
     line = {
         "recipe": Path(plan.config).name,
-        "overrides": plan.overrides,
+        "overrides": [o for o in plan.overrides if not o.startswith("data.root=")],
         "minutes": plan.minutes,
         "minutes_spent": plan.spent_seconds / 60,
         "images": plan.images,
