@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -135,13 +136,19 @@ def test_the_help_answers_at_once(tmp_path):
     assert seconds < 5  # about 0.15 s; the bound is for a busy machine
 
 
-def start(tiny: Path, run_dir: Path, *overrides: str) -> subprocess.Popen:
+def start(
+    tiny: Path,
+    run_dir: Path,
+    *overrides: str,
+    launcher: Sequence[str] = (sys.executable,),
+    stderr: int = subprocess.STDOUT,
+) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "train.py", "-c", tiny, "-e", run_dir, *overrides],
+        [*launcher, "train.py", "-c", tiny, "-e", run_dir, *overrides],
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
     )
 
@@ -171,14 +178,7 @@ def test_a_polite_signal_saves_and_exits_cleanly(tiny, tmp_path, number):
 
 
 def test_two_processes_stop_together(tiny, tmp_path):
-    process = subprocess.Popen(
-        [*TORCHRUN, "train.py", "-c", tiny, "-e", tmp_path / "run", *LONG],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(tiny, tmp_path / "run", *LONG, launcher=TORCHRUN)
     wait_for_line(process, "step 3/")
     process.send_signal(signal.SIGTERM)  # torchrun hands it on to both
     rest, _ = process.communicate(timeout=90)

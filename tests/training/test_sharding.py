@@ -19,7 +19,7 @@ from flowmatch.training.checkpoint import Checkpoints, export, problems, read_st
 from flowmatch.training.sharding import tensors_of
 from flowmatch.training.shards import Stored
 from flowmatch.training.tracking import read_metrics
-from test_processes import ENVIRONMENT, ROOT, TORCHRUN, run, wait_for_line
+from test_processes import TORCHRUN, run, start, wait_for_line
 
 pytestmark = pytest.mark.slow
 
@@ -247,14 +247,7 @@ def test_edm2_is_refused(tiny, tmp_path):
 
 def test_a_lost_process_ends_the_run_which_goes_on_from_its_last_checkpoint(tiny, tmp_path):
     long = ("train.steps=4000", "train.log_every_steps=1", "train.save_every_steps=2", SHARDED)
-    process = subprocess.Popen(
-        [*TORCHRUN, "train.py", "-c", tiny, "-e", tmp_path / "run", *long],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(tiny, tmp_path / "run", *long, launcher=TORCHRUN, stderr=subprocess.PIPE)
     wait_for_line(process, "step 7/")
     os.kill(process_of_rank(1, process.pid), signal.SIGKILL)
     _, err = process.communicate(timeout=60)

@@ -47,7 +47,7 @@ def compile_in_place(network: nn.Module, how: Compile, device: torch.device) -> 
         return how
     prepare_compiler(f"train.compile={how}")
     for dropout in dropouts_of(network):  # else compiled anew for the key of each step
-        dropout.masked = torch.compiler.disable(dropout.masked)  # type: ignore
+        dropout.masked = torch.compiler.disable(dropout.masked)  # type: ignore[method-assign,no-untyped-call]
     if how == "network":
         network.compile(dynamic=False)
         return how

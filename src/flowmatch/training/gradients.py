@@ -133,8 +133,7 @@ class Gradients:
                 " network.gradient_checkpointing"
             )
         self.split = self.split.smaller()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.accelerator.memory.empty_cache()
         warnings.warn(
             f"out of memory with {before} images at once: {self.split.size} from now on, with the"
             " same result",
